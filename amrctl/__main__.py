@@ -1,0 +1,5 @@
+"""`python -m amrctl`."""
+
+from amrctl.cli.app import main
+
+main()

@@ -1,0 +1,57 @@
+"""Options that mean the same in every verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amrctl.errors import AmrctlError
+
+_IO = "Common"
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is at --out.", rich_help_panel=_IO)
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout; all else on stderr.", rich_help_panel=_IO),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_IO)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.", rich_help_panel=_IO)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: same result.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, bf16, or auto (bf16 where the processor has it).")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one recipe key: key.path=value (repeatable).", metavar="KEY=VALUE"),
+]
+ClipWindows = Annotated[
+    bool,
+    typer.Option(
+        "--clip-windows",
+        help="Go on when a labelled window ends more than 2 s after its recording.",
+    ),
+]
+Features = Annotated[Path, typer.Option("--features", help="Feature file written by extract-tef.")]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-4`, `3`, `0,2,5-7` → sorted distinct seeds. Raises `AmrctlError`."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise AmrctlError(f"--seeds {text}: write numbers and ranges, as 0-4 or 1,3,5-7")
+        seeds.update(range(int(first), int(last or first) + 1))
+    return sorted(seeds)
+
+
+def parse_floats(option: str, text: str) -> list[float]:
+    """`0.9,0.1` → numbers. Raises `AmrctlError` naming `option`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise AmrctlError(f"{option} {text}: write numbers with commas between, as 0.9,0.1") from None

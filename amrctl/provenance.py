@@ -1,0 +1,121 @@
+"""Where a file came from, and how a file is written so that a kill leaves the old one or none."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amrctl import __version__
+from amrctl.errors import OutputError
+
+
+def sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are already imported."""
+    found = {"amrctl": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "scipy", "h5py", "soundfile", "soxr", "transformers"):
+        module = sys.modules.get(name)
+        if module is not None:
+            found[name] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+def command_line() -> str:
+    """The running command as a user would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+    """The current time, UTC, to the second, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def origin() -> dict[str, Any]:
+    """What goes into every file that we write: command, time, versions."""
+    return {"command": command_line(), "created": now(), "versions": versions()}
+
+
+def refuse_existing(path: Path | str, overwrite: bool) -> Path:
+    """Return `path`; raise `OutputError` if it exists and must not be replaced."""
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists; choose another --out or add --overwrite")
+    return target
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+
+    The rename is atomic, so a kill leaves the old file or none. Raises `OutputError` when `path`
+    exists and `overwrite` is false, or when its folder cannot be made.
+    """
+    target = refuse_existing(path, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """As `writing`, for a folder that appears whole or not at all."""
+    target = refuse_existing(path, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.is_dir():
+            shutil.rmtree(target)
+        elif target.exists():
+            target.unlink()
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
+    """Write UTF-8 text through `writing`."""
+    with writing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any, *, overwrite: bool = True) -> None:
+    """Write indented JSON (NaN is refused) through `writing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite)
+
+
+def number(value: float) -> int | float:
+    """The shortest JSON spelling of a number: whole numbers without the `.0`."""
+    return int(value) if float(value).is_integer() else float(value)

@@ -1,0 +1,311 @@
+"""Recipes: YAML plus `--set` become one checked object, with every fault in one message.
+
+A recipe names components; their own modules say which options they take. Merging order: the
+recipe's `train` block, the block of the running stage (`pretrain` or `finetune`), then `--set`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from amrctl import registry
+from amrctl.errors import RecipeError, near
+from amrctl.registry import ComponentConfig
+
+Stage = Literal["pretrain", "finetune"]
+STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
+_LIST_SLOTS = ("fusion", "encoder", "heads", "refine", "auxiliary")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stream(_Strict):
+    """One feature stream: its name in the feature file (`auto` = the only one) and its treatment."""
+
+    name: str
+    l2: bool | None = Field(None, description="scale rows to length 1; default: audio yes, text no")
+    max_tokens: int | None = Field(None, ge=1, description="keep only the first tokens of a query")
+
+
+class Features(_Strict):
+    """Which streams the detector reads; the first of each list is the main one."""
+
+    audio: list[Stream] = Field(min_length=1)
+    text: list[Stream] = Field(min_length=1)
+    published: str | None = Field(None, description="which features the paper used; information only")
+
+
+class Model(_Strict):
+    """The detector's slots, in the order of the data flow."""
+
+    hidden_dim: int = Field(256, ge=8)
+    tokens: SerializeAsAny[ComponentConfig]
+    fusion: list[SerializeAsAny[ComponentConfig]] = []
+    encoder: list[SerializeAsAny[ComponentConfig]] = []
+    decoder: SerializeAsAny[ComponentConfig]
+    hooks: list[SerializeAsAny[ComponentConfig]] = []
+    heads: list[SerializeAsAny[ComponentConfig]] = []
+    refine: list[SerializeAsAny[ComponentConfig]] = []
+    auxiliary: list[SerializeAsAny[ComponentConfig]] = []
+
+
+class Ema(_Strict):
+    """Exponential moving average of the weights; the averaged weights are what is evaluated and saved."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+
+
+class Train(_Strict):
+    """How one stage trains."""
+
+    epochs: int = Field(200, ge=1)
+    batch: int = Field(32, ge=1)
+    eval_batch: int = Field(100, ge=1)
+    optimizer: SerializeAsAny[ComponentConfig]
+    schedule: SerializeAsAny[ComponentConfig]
+    clip: float | None = Field(0.1, gt=0, description="largest norm of the gradient")
+    max_windows: int = Field(5, ge=1, description="moments of a query used per epoch")
+    max_frames: int = Field(300, ge=1, description="longer recordings are cut")
+    metrics: list[str] = Field(default=["R1@0.7", "mAP"], min_length=1, description="the first is primary")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    patience: int | None = Field(None, ge=1, description="validations without a better primary metric")
+    ema: Ema | None = None
+    buckets: bool = Field(True, description="batch recordings of like length (seeded order)")
+
+
+class Inference(_Strict):
+    """How outputs become windows."""
+
+    score: SerializeAsAny[ComponentConfig]
+    keep: int = Field(10, ge=1, description="windows kept per query")
+
+
+class Recipe(_Strict):
+    """One resolved recipe: what `recipe.yaml` in a run folder and the checkpoint's metadata hold."""
+
+    name: str
+    source: str
+    task: Literal["moments"]
+    stage: Stage
+    features: Features
+    model: Model
+    losses: list[SerializeAsAny[ComponentConfig]]
+    train: Train
+    inference: Inference
+    compat: Literal["official"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in the spelling that `from_dict` reads."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
+
+
+def shipped() -> dict[str, Path]:
+    """Name → file of every recipe in the package."""
+    folder = Path(str(resources.files("amrctl"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(name_or_file: str, stage: Stage, sets: Iterable[str] = ()) -> Recipe:
+    """Find a recipe by name or path, apply the stage's block and `--set`, and check everything.
+
+    Raises `RecipeError` with one line per fault: unknown keys, unknown kinds, wrong types.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise RecipeError(f"recipe file {path} does not exist")
+    else:
+        known = shipped()
+        if name_or_file not in known:
+            raise RecipeError(f"no recipe is called '{name_or_file}'{near(name_or_file, list(known))}")
+        path = known[name_or_file]
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, this is {type(raw).__name__}")
+    return from_dict(raw, where=str(name_or_file), stage=stage, sets=sets)
+
+
+def from_dict(
+    raw: dict[str, Any], *, where: str, stage: Stage | None = None, sets: Iterable[str] = ()
+) -> Recipe:
+    """Check a raw mapping (as in YAML, or as `Recipe.to_dict` wrote it) and return the recipe."""
+    raw = copy.deepcopy(raw)
+    chosen = raw.pop("stage", None) if stage is None else stage
+    raw.pop("stage", None)
+    raw["stage"] = chosen
+    blocks = {name: raw.pop(name, None) or {} for name in STAGES}
+    if chosen in blocks:
+        raw["train"] = _merge(raw.get("train") or {}, blocks[chosen])
+    for item in sets:
+        apply_set(raw, item)
+    return _check(raw, where)
+
+
+def apply_set(raw: dict[str, Any], item: str) -> None:
+    """Apply one `key.path=value` in place. List items are addressed by component kind (or index);
+    the value `null` removes what the path names. Raises `RecipeError`."""
+    path, equals, text = item.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {item}: write key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {item}: the value is not readable as YAML") from None
+    keys = path.split(".")
+    node: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        node = _step(node, key, item, ".".join(keys[: depth + 1]))
+    last = keys[-1]
+    if isinstance(node, list):
+        index = _index(node, last, item)
+        if value is None:
+            del node[index]
+        else:
+            node[index] = value
+    elif value is None:
+        node.pop(last, None)
+    else:
+        node[last] = value
+
+
+def _step(node: Any, key: str, item: str, path: str) -> Any:
+    if isinstance(node, list):
+        index = _index(node, key, item)
+        if isinstance(node[index], str):
+            node[index] = {"kind": node[index]}
+        return node[index]
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    elif isinstance(child, str):
+        child = node[key] = {"kind": child}
+    elif not isinstance(child, (dict, list)):
+        if path.startswith("losses."):
+            child = node[key] = {"weight": child}
+        else:
+            raise RecipeError(f"--set {item}: '{path}' is a value, not a block")
+    return child
+
+
+def _index(items: list[Any], key: str, item: str) -> int:
+    if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
+        return int(key)
+    names = [str(i.get("kind", i.get("name"))) if isinstance(i, dict) else str(i) for i in items]
+    if key in names:
+        return names.index(key)
+    raise RecipeError(f"--set {item}: the list has no '{key}'{near(key, names)}")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _check(raw: dict[str, Any], where: str) -> Recipe:
+    faults: list[str] = []
+
+    def one(slot: str, entry: Any, path: str) -> Any:
+        if isinstance(entry, ComponentConfig):
+            return entry
+        if isinstance(entry, str):
+            entry = {"kind": entry}
+        if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+            faults.append(f"{path}: needs a 'kind'{near('', registry.kinds(slot))}")
+            return None
+        try:
+            config = registry.find(slot, entry["kind"]).config
+        except RecipeError as error:
+            faults.append(f"{path}: {error}")
+            return None
+        try:
+            return config.model_validate(entry)
+        except ValidationError as error:
+            faults.extend(_lines(error, path, list(config.model_fields)))
+            return None
+
+    def several(slot: str, entries: Any, path: str) -> list[Any]:
+        if not isinstance(entries, list):
+            faults.append(f"{path}: a list of components is expected")
+            return []
+        done = []
+        for i, entry in enumerate(entries):
+            kind = entry.get("kind", i) if isinstance(entry, dict) else entry
+            done.append(one(slot, entry, f"{path}.{kind}"))
+        return done
+
+    raw = copy.deepcopy(raw)
+    model = raw.get("model")
+    if isinstance(model, dict):
+        decoder = model.get("decoder")
+        if isinstance(decoder, dict) and "hooks" in decoder:
+            model["hooks"] = decoder.pop("hooks")
+        for slot in ("tokens", "decoder"):
+            if slot in model:
+                model[slot] = one(slot, model[slot], f"model.{slot}")
+        for slot in (*_LIST_SLOTS, "hooks"):
+            if slot in model:
+                model[slot] = several(slot, model[slot], f"model.{slot}")
+    losses = raw.get("losses")
+    if isinstance(losses, dict):
+        losses = [{"kind": k, **(v if isinstance(v, dict) else {"weight": v})} for k, v in losses.items()]
+    if losses is not None:
+        raw["losses"] = several("losses", losses, "losses")
+    train = raw.get("train")
+    if isinstance(train, dict):
+        for slot, default in (("optimizer", "adamw"), ("schedule", "constant")):
+            entry = train.get(slot, default)
+            if isinstance(entry, dict):
+                entry = {"kind": default, **entry}
+            train[slot] = one(slot, entry, f"train.{slot}")
+    inference = raw.get("inference")
+    if isinstance(inference, dict) and "score" in inference:
+        inference["score"] = one("score", inference["score"], "inference.score")
+    features = raw.get("features")
+    if isinstance(features, dict):
+        for side in ("audio", "text"):
+            streams = features.get(side)
+            if isinstance(streams, list):
+                features[side] = [{"name": s} if isinstance(s, str) else s for s in streams]
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        # a component that failed above is None here: its own fault is already listed
+        faults.extend(f for f in _lines(error, "", list(Recipe.model_fields)) if "ComponentConfig" not in f)
+    if faults or recipe is None:
+        raise RecipeError(f"recipe {where}: " + "; ".join(dict.fromkeys(faults)))
+    return recipe
+
+
+def _lines(error: ValidationError, prefix: str, names: list[str]) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in ([prefix] if prefix else []) + list(fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key{near(str(fault['loc'][-1]), names if len(fault['loc']) == 1 else [])}")
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: missing")
+        else:
+            lines.append(f"{path}: {fault['msg']} (it is {fault['input']!r})")
+    return lines

@@ -61,6 +61,17 @@ def refuse_existing(path: Path | str, overwrite: bool) -> Path:
     return target
 
 
+def _temporary(target: Path) -> Path:
+    """A name beside `target`, whose folder is made. Raises `OutputError` when nothing can be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"cannot write {target}: the folder is read-only")
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
 @contextlib.contextmanager
 def writing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
@@ -69,29 +80,28 @@ def writing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     exists and `overwrite` is false, or when its folder cannot be made.
     """
     target = refuse_existing(path, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; --out needs a file")
+    temporary = _temporary(target)
     try:
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """As `writing`, for a folder that appears whole or not at all."""
+    """As `writing`, for a folder that appears whole or not at all.
+
+    What it replaces is deleted, so a folder around the current or the home folder is refused.
+    """
     target = refuse_existing(path, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    if target.exists() and any(f.is_relative_to(target.resolve()) for f in (Path.cwd(), Path.home())):
+        raise OutputError(f"{target} would be deleted with all that is in it; choose another --out")
+    temporary = _temporary(target)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -100,7 +110,7 @@ def writing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Pat
             shutil.rmtree(target)
         elif target.exists():
             target.unlink()
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -113,7 +123,8 @@ def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
 
 def write_json(path: Path | str, value: Any, *, overwrite: bool = True) -> None:
     """Write indented JSON (NaN is refused) through `writing`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", overwrite=overwrite)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", overwrite=overwrite)
 
 
 def number(value: float) -> int | float:

@@ -7,7 +7,8 @@ recipe's `train` block, the block of the running stage (`pretrain` or `finetune`
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -145,16 +146,36 @@ def from_dict(
     raw: dict[str, Any], *, where: str, stage: Stage | None = None, sets: Iterable[str] = ()
 ) -> Recipe:
     """Check a raw mapping (as in YAML, or as `Recipe.to_dict` wrote it) and return the recipe."""
-    raw = copy.deepcopy(raw)
+    raw = _one_spelling(copy.deepcopy(raw))
     chosen = raw.pop("stage", None) if stage is None else stage
-    raw.pop("stage", None)
     raw["stage"] = chosen
-    blocks = {name: raw.pop(name, None) or {} for name in STAGES}
-    if chosen in blocks:
-        raw["train"] = _merge(raw.get("train") or {}, blocks[chosen])
+    train = raw.get("train")
+    blocks = {name: block for name in STAGES if (block := raw.pop(name, None)) is not None}
+    for name, block in blocks.items():
+        if not isinstance(block, dict):
+            raise RecipeError(f"recipe {where}: {name}: a block of keys is expected (it is {block!r})")
+        if name == chosen and isinstance(train, dict | None):
+            raw["train"] = _merge(train or {}, block)
     for item in sets:
         apply_set(raw, item)
-    return _check(raw, where)
+    idle: dict[str, dict[str, Any]] = {
+        name: _merge(train, block)
+        for name, block in blocks.items()
+        if name != chosen and isinstance(train, dict)
+    }
+    return _check(raw, where, idle)
+
+
+def _one_spelling(raw: dict[str, Any]) -> dict[str, Any]:
+    """Bring the forms that a recipe may use to one, so that `--set` paths fit all of them."""
+    model, losses = raw.get("model"), raw.get("losses")
+    if isinstance(model, dict) and isinstance(model.get("decoder"), dict) and "hooks" in model["decoder"]:
+        model["hooks"] = model["decoder"].pop("hooks")
+    if isinstance(losses, list) and all(isinstance(e, dict) and isinstance(e.get("kind"), str) for e in losses):
+        by_kind = {e["kind"]: {k: v for k, v in e.items() if k != "kind"} for e in losses}
+        if len(by_kind) == len(losses):
+            raw["losses"] = by_kind
+    return raw
 
 
 def apply_set(raw: dict[str, Any], item: str) -> None:
@@ -168,6 +189,8 @@ def apply_set(raw: dict[str, Any], item: str) -> None:
     except yaml.YAMLError:
         raise RecipeError(f"--set {item}: the value is not readable as YAML") from None
     keys = path.split(".")
+    if keys[:3] == ["model", "decoder", "hooks"]:  # where a recipe writes them; they are kept beside it
+        keys[1:3] = ["hooks"]
     node: Any = raw
     for depth, key in enumerate(keys[:-1]):
         node = _step(node, key, item, ".".join(keys[: depth + 1]))
@@ -188,7 +211,9 @@ def _step(node: Any, key: str, item: str, path: str) -> Any:
     if isinstance(node, list):
         index = _index(node, key, item)
         if isinstance(node[index], str):
-            node[index] = {"kind": node[index]}
+            node[index] = {"name" if path.startswith("features.") else "kind": node[index]}
+        if not isinstance(node[index], (dict, list)):
+            raise RecipeError(f"--set {item}: '{path}' is a value, not a block")
         return node[index]
     child = node.get(key)
     if child is None:
@@ -204,7 +229,7 @@ def _step(node: Any, key: str, item: str, path: str) -> Any:
 
 
 def _index(items: list[Any], key: str, item: str) -> int:
-    if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
+    if re.fullmatch("-?[0-9]{1,9}", key) and -len(items) <= int(key) < len(items):
         return int(key)
     names = [str(i.get("kind", i.get("name"))) if isinstance(i, dict) else str(i) for i in items]
     if key in names:
@@ -213,16 +238,23 @@ def _index(items: list[Any], key: str, item: str) -> int:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`; a component of another kind replaces the one below with its options."""
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and _same_kind(below, value):
+            merged[key] = _merge(below, value)
         else:
             merged[key] = value
     return merged
 
 
-def _check(raw: dict[str, Any], where: str) -> Recipe:
+def _same_kind(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    return "kind" not in over or over["kind"] == base.get("kind", over["kind"])
+
+
+def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) -> Recipe:
+    """Build the recipe; `idle` is the `train` block that each other stage would have, checked too."""
     faults: list[str] = []
 
     def one(slot: str, entry: Any, path: str) -> Any:
@@ -257,9 +289,6 @@ def _check(raw: dict[str, Any], where: str) -> Recipe:
     raw = copy.deepcopy(raw)
     model = raw.get("model")
     if isinstance(model, dict):
-        decoder = model.get("decoder")
-        if isinstance(decoder, dict) and "hooks" in decoder:
-            model["hooks"] = decoder.pop("hooks")
         for slot in ("tokens", "decoder"):
             if slot in model:
                 model[slot] = one(slot, model[slot], f"model.{slot}")
@@ -271,13 +300,13 @@ def _check(raw: dict[str, Any], where: str) -> Recipe:
         losses = [{"kind": k, **(v if isinstance(v, dict) else {"weight": v})} for k, v in losses.items()]
     if losses is not None:
         raw["losses"] = several("losses", losses, "losses")
-    train = raw.get("train")
-    if isinstance(train, dict):
-        for slot, default in (("optimizer", "adamw"), ("schedule", "constant")):
-            entry = train.get(slot, default)
-            if isinstance(entry, dict):
-                entry = {"kind": default, **entry}
-            train[slot] = one(slot, entry, f"train.{slot}")
+    for block, train in (("train", raw.get("train")), *idle.items()):
+        if isinstance(train, dict):
+            for slot, default in (("optimizer", "adamw"), ("schedule", "constant")):
+                entry = train.get(slot, default)
+                if isinstance(entry, dict):
+                    entry = {"kind": default, **entry}
+                train[slot] = one(slot, entry, f"{block}.{slot}")
     inference = raw.get("inference")
     if isinstance(inference, dict) and "score" in inference:
         inference["score"] = one("score", inference["score"], "inference.score")
@@ -288,11 +317,19 @@ def _check(raw: dict[str, Any], where: str) -> Recipe:
             if isinstance(streams, list):
                 features[side] = [{"name": s} if isinstance(s, str) else s for s in streams]
     recipe: Recipe | None = None
+    # a component that failed above is None here: its own fault is already listed
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        # a component that failed above is None here: its own fault is already listed
         faults.extend(f for f in _lines(error, "", list(Recipe.model_fields)) if "ComponentConfig" not in f)
+    for block, train in idle.items():
+        try:
+            Train.model_validate(train)
+        except ValidationError as error:
+            faults.extend(f for f in _lines(error, block, list(Train.model_fields)) if "ComponentConfig" not in f)
+    # a fault of the shared block shows in every stage; once is enough
+    shared = {f"{block}{fault[5:]}" for fault in faults if fault.startswith("train.") for block in idle}
+    faults = [fault for fault in faults if fault not in shared]
     if faults or recipe is None:
         raise RecipeError(f"recipe {where}: " + "; ".join(dict.fromkeys(faults)))
     return recipe
@@ -303,7 +340,8 @@ def _lines(error: ValidationError, prefix: str, names: list[str]) -> list[str]:
     for fault in error.errors():
         path = ".".join(str(part) for part in ([prefix] if prefix else []) + list(fault["loc"]))
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key{near(str(fault['loc'][-1]), names if len(fault['loc']) == 1 else [])}")
+            known = names if len(fault["loc"]) == 1 else []
+            lines.append(f"{path}: unknown key{near(str(fault['loc'][-1]), known) if known else ''}")
         elif fault["type"] == "missing":
             lines.append(f"{path}: missing")
         else:

@@ -30,6 +30,8 @@ SLOTS: dict[str, str] = {
     "score": "amrctl.inference.scores",
     "optimizer": "amrctl.training.optimizers",
     "schedule": "amrctl.training.schedules",
+    "audio-encoder": "amrctl.encoders",
+    "text-encoder": "amrctl.encoders",
 }
 
 
@@ -73,10 +75,10 @@ def _scan(slot: str) -> None:
     package_name = SLOTS[slot]
     if package_name in _scanned:
         return
-    _scanned.add(package_name)
     package = importlib.import_module(package_name)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package_name}.{module.name}")
+    _scanned.add(package_name)  # last: a module that fails to import must fail again, not go missing
 
 
 def kinds(slot: str) -> list[str]:

@@ -15,7 +15,9 @@ Overwrite = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the result as JSON on stdout; all else on stderr.", rich_help_panel=_IO),
+    typer.Option(
+        "--json", help="Print the result as JSON on stdout; all else on stderr.", rich_help_panel=_IO
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_IO)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.", rich_help_panel=_IO)]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from amrctl import __version__
+from amrctl.cli import _argv
 from amrctl.errors import AmrctlError
 
 # The order of `amrctl --help`: the order in which the data flows. A verb is a module of this
@@ -29,6 +30,7 @@ VERBS = (
     "submit",
     "search",
     "recipes",
+    "convert",
     "inspect",
 )
 
@@ -67,7 +69,7 @@ for _verb in VERBS:
 def main() -> None:
     """Entry point of the console script."""
     try:
-        app()
+        app(_argv.spread(sys.argv[1:]))
     except AmrctlError as error:
         print(f"amrctl: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,1 @@
+"""Matching, the general loss terms (slot `losses`), and the one place that weights and sums them."""

@@ -1,0 +1,1 @@
+"""Bricks that several components share; nothing here registers itself."""

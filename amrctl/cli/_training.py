@@ -1,0 +1,101 @@
+"""What `pretrain`, `finetune` and `distill` share: options, the call, the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from amrctl.cli._options import parse_seeds
+from amrctl.errors import AmrctlError
+
+if TYPE_CHECKING:
+    from amrctl.cli._console import Console
+    from amrctl.training.run import Request
+    from amrctl.training.seeds import Summary
+
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.", metavar="NAME|FILE")
+]
+Train = Annotated[
+    list[Path],
+    typer.Option("--train", help="Labelled manifest; give it again to join several.", metavar="M.jsonl"),
+]
+Val = Annotated[
+    list[Path],
+    typer.Option(
+        "--val",
+        help="Labelled manifest that chooses the best epoch; further ones are only logged.",
+        metavar="M.jsonl",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Run folder to write, or to go on with.", metavar="RUN")]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init", help="Checkpoint (or run folder: its best) to start from.", metavar="C.safetensors"
+    ),
+]
+OneSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Same seed, same machine: same bits. [default: 0]")
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", help="Several runs, each in RUN/seed-<n>: 0-4 or 1,3,5-7.", metavar="SEEDS"),
+]
+TrainPrecision = Annotated[
+    str, typer.Option("--precision", help="fp32, bf16, or auto (bf16 where the processor has it).")
+]
+
+
+def start(
+    console: Console,
+    request: Request,
+    out: Path,
+    seed: int | None,
+    seeds: str | None,
+    overwrite: bool,
+    teacher: dict[str, object] | None = None,
+) -> None:
+    """Train, print the result, and exit with code 1 when a seed failed."""
+    from amrctl.training.seeds import train_seeds
+
+    if seed is not None and seeds is not None:
+        raise AmrctlError("--seed and --seeds: give one of them")
+    numbers = parse_seeds(seeds) if seeds is not None else [seed or 0]
+    summary = train_seeds(
+        request, out, numbers, several=seeds is not None, overwrite=overwrite, report=console
+    )
+    console.result({**summary.to_dict(), **({"teacher": teacher} if teacher else {})})
+    _show(console, summary)
+    if summary.failed:
+        console.note(f"{len(summary.failed)} of {len(numbers)} seeds failed; {out}/seeds.json says why")
+        raise typer.Exit(1)
+
+
+def _show(console: Console, summary: Summary) -> None:
+    from amrctl.cli._console import table
+
+    if not summary.several:
+        outcome = summary.outcomes[0]
+        shown = table("best validation", "value", "epoch", "checkpoint", title=str(summary.path))
+        for metric, best in outcome.best.items():
+            name = outcome.folder.best(metric).name
+            shown.add_row(metric, f"{best['value']:.2f}", f"{best['epoch']:.0f}", name)
+        console.table(shown)
+        console.say(f"best by {next(iter(outcome.best))}: {outcome.folder.best()}")
+        return
+    metrics = list(summary.outcomes[0].best) if summary.outcomes else []
+    shown = table("seed", *metrics, "epochs", title=f"{summary.path}: best validation, percent")
+    for outcome in summary.outcomes:
+        values = [f"{outcome.best[metric]['value']:.2f}" for metric in metrics]
+        shown.add_row(str(outcome.seed), *values, str(outcome.epochs))
+    for seed, error in sorted(summary.failed.items()):
+        shown.add_row(str(seed), *["-"] * len(metrics), "failed: " + error.split(":")[0])
+    if len(summary.outcomes) > 1:
+        spread = summary.spread()
+        shown.add_section()
+        shown.add_row("mean", *[f"{spread[m]['mean']:.2f}" for m in metrics], "")
+        shown.add_row("std", *[f"{spread[m]['std']:.2f}" for m in metrics], "")
+    console.table(shown)

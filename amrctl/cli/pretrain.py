@@ -1,0 +1,54 @@
+"""`amrctl pretrain`: the first stage of a recipe, on much and simple data."""
+
+from __future__ import annotations
+
+from amrctl.cli._options import ClipWindows, Device, Features, Json, Overwrite, Quiet, Sets, Verbose
+from amrctl.cli._training import Init, OneSeed, Out, RecipeOption, Seeds, Train, TrainPrecision, Val
+
+
+def run(
+    recipe: RecipeOption,
+    train: Train,
+    val: Val,
+    features: Features,
+    out: Out,
+    init: Init = None,
+    seed: OneSeed = None,
+    seeds: Seeds = None,
+    sets: Sets = None,
+    device: Device = "auto",
+    precision: TrainPrecision = "auto",
+    clip_windows: ClipWindows = False,
+    overwrite: Overwrite = False,
+    json_mode: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a detector with the recipe's `pretrain` settings, usually on synthetic recordings.
+
+    Killed at any moment, the same command goes on and ends with the same bits.
+
+    Examples:
+
+      amrctl pretrain --recipe qd-detr --train T.jsonl --val V.jsonl --features F.h5 --out pre
+
+      amrctl finetune --recipe qd-detr --init pre ...
+    """
+    from amrctl import recipe as recipes
+    from amrctl.cli._console import Console
+    from amrctl.cli._training import start
+    from amrctl.training.run import Request
+
+    console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
+    resolved = recipes.load(recipe, "pretrain", sets or ())
+    request = Request(
+        recipe=resolved,
+        train=tuple(train),
+        val=tuple(val),
+        features=features,
+        init=init,
+        device=device,
+        precision=precision,
+        clip_windows=clip_windows,
+    )
+    start(console, request, out, seed, seeds, overwrite)

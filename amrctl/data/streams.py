@@ -1,0 +1,108 @@
+"""Feature streams in memory, gathered into padded batches without a loop over recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amrctl.data.features import FeatureFile, Packed, StreamInfo
+from amrctl.errors import FeatureError
+from amrctl.recipe import Recipe, Stream
+
+_EPS = 1e-5  # of the official L2 normalisation
+
+
+class Gathered:
+    """One stream: packed rows plus how a recipe wants them (L2, cut)."""
+
+    def __init__(self, packed: Packed, info: StreamInfo, *, l2: bool, max_rows: int | None) -> None:
+        self.packed, self.info = packed, info
+        self.l2, self.max_rows = l2, max_rows
+
+    def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows per position (after the cut), int64."""
+        offsets = self.packed.offsets
+        n = offsets[positions + 1] - offsets[positions]
+        return n if self.max_rows is None else np.minimum(n, self.max_rows)
+
+    def gather(
+        self,
+        positions: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+    ) -> tuple[Tensor, Tensor]:
+        """Rows `starts .. starts + lengths` of each position.
+
+        Returns float32 [B, max length, D], zero on padding, and the bool mask [B, max length].
+        """
+        steps = np.arange(max(int(lengths.max(initial=0)), 1))
+        mask = steps[None] < lengths[:, None]
+        index = self.packed.offsets[positions][:, None] + starts[:, None] + np.where(mask, steps[None], 0)
+        rows = torch.from_numpy(self.packed.rows[index]).float()
+        real = torch.from_numpy(mask)
+        if self.l2:
+            rows = rows / (rows.norm(dim=-1, keepdim=True) + _EPS)
+        return rows.mul_(real[..., None]), real
+
+
+def load_streams(
+    features: FeatureFile, recipe: Recipe, vids: Sequence[str], qids: Sequence[str]
+) -> tuple[list[Gathered], list[Gathered]]:
+    """Audio and text streams of a recipe, main first, with only the rows these ids need.
+
+    Auxiliary audio streams are brought to the main stream's frames, auxiliary text streams keep
+    their own tokens. Raises `FeatureError` for a missing stream or id.
+    """
+    audio: list[Gathered] = []
+    for stream in recipe.features.audio:
+        info = features.resolve("audio", stream.name)
+        packed = features.load("audio", info.name, vids)
+        if audio:
+            packed = _aligned(packed, info, audio[0].packed, audio[0].info)
+        audio.append(Gathered(packed, info, l2=_l2(stream, True), max_rows=None))
+    text: list[Gathered] = []
+    for stream in recipe.features.text:
+        info = features.resolve("text", stream.name)
+        packed = features.load("text", info.name, qids)
+        text.append(Gathered(packed, info, l2=_l2(stream, False), max_rows=stream.max_tokens))
+    return audio, text
+
+
+def _l2(stream: Stream, default: bool) -> bool:
+    return default if stream.l2 is None else stream.l2
+
+
+def hop_of(info: StreamInfo) -> float:
+    """Seconds between frames of an audio stream (1.0 where an imported file does not say)."""
+    return float(info.hop) if info.hop else 1.0
+
+
+def _aligned(packed: Packed, info: StreamInfo, main: Packed, main_info: StreamInfo) -> Packed:
+    """Linear interpolation at the main stream's frame centres (seconds).
+
+    Streams whose total lengths differ by more than one frame of the coarser one are refused.
+    """
+    hop, main_hop = hop_of(info), hop_of(main_info)
+    pieces: list[npt.NDArray[Any]] = []
+    for vid in main.index:
+        rows, wanted = packed.get(vid), len(main.get(vid))
+        gap = abs(len(rows) * hop - wanted * main_hop)
+        if gap > max(hop, main_hop) + 1e-6:
+            raise FeatureError(
+                f"recording {vid}: audio stream '{info.name}' covers {len(rows) * hop:g} s, "
+                f"'{main_info.name}' covers {wanted * main_hop:g} s; extract them from the same audio"
+            )
+        if len(rows) == wanted and hop == main_hop:
+            pieces.append(rows)
+            continue
+        at = ((np.arange(wanted) + 0.5) * main_hop / hop - 0.5).clip(0, len(rows) - 1)
+        low = np.floor(at).astype(np.int64)
+        high = np.minimum(low + 1, len(rows) - 1)
+        share = (at - low)[:, None]
+        pieces.append((rows[low] * (1 - share) + rows[high] * share).astype(rows.dtype))
+    return Packed(np.concatenate(pieces), main.offsets, main.index)

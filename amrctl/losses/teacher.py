@@ -1,0 +1,126 @@
+"""Learning from a teacher's windows: the two terms of the Guangzhou report, section 3.7, eq. 8.
+
+    L_teacher = lambda_span L_span + lambda_score L_score,   K = 3, lambda_span = 2.0, lambda_score = 0.5
+
+The report does not spell the two terms out. Here the teacher's top K windows are matched to the
+student's last layer (Hungarian, cost 10 L1 - gIoU); over the matched pairs, L_span is the mean of
+L1 + (1 - gIoU), weighted by the teacher's scores, and L_score the mean binary cross-entropy
+between the student's foreground margin and the teacher's score. Student windows without a partner
+are left alone. Both terms are 0 where the batch has no teacher.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+
+from amrctl.data.batch import Batch, Teacher
+from amrctl.errors import RecipeError
+from amrctl.model.layers.spans import giou, to_start_end
+from amrctl.model.types import Matches, Output
+from amrctl.registry import ComponentConfig, component
+
+
+class SpanConfig(ComponentConfig):
+    """Weight lambda_span."""
+
+    kind: Literal["teacher-span"] = "teacher-span"
+    weight: float = Field(default=2.0, ge=0)
+
+
+class ScoreConfig(ComponentConfig):
+    """Weight lambda_score."""
+
+    kind: Literal["teacher-score"] = "teacher-score"
+    weight: float = Field(default=0.5, ge=0)
+
+
+@component("losses", "teacher-span", SpanConfig)
+class TeacherSpan:
+    """L_span: where the teacher's windows lie."""
+
+    name = "teacher-span"
+    all_layers = False
+
+    def __init__(self, config: SpanConfig) -> None:
+        self.weight = config.weight
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        """Scalar, 0 or more."""
+        spans = _spans(output)
+        teacher = _teacher(batch)
+        if teacher is None:
+            return spans.sum() * 0.0
+        row, query, window = match_teacher(spans, teacher)
+        mine, theirs = spans[row, query], teacher.spans[row, window]
+        weight = teacher.scores[row, window]
+        distance = (mine - theirs).abs().mean(dim=1) + (1 - giou(to_start_end(mine), to_start_end(theirs)))
+        return (weight * distance).sum() / weight.sum().clamp(min=1e-6)
+
+
+@component("losses", "teacher-score", ScoreConfig)
+class TeacherScore:
+    """L_score: how sure the teacher is of them."""
+
+    name = "teacher-score"
+    all_layers = False
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self.weight = config.weight
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        """Scalar, 0 or more."""
+        if output.logits is None:
+            raise RecipeError("losses.teacher-score needs a head that scores windows, as 'foreground'")
+        logits = output.logits[-1].float()
+        teacher = _teacher(batch)
+        if teacher is None:
+            return logits.sum() * 0.0
+        row, query, window = match_teacher(_spans(output), teacher)
+        if not len(row):
+            return logits.sum() * 0.0
+        chosen = logits[row, query]
+        margin = chosen[:, 0] - chosen[:, 1] if chosen.shape[1] > 1 else chosen[:, 0]
+        return functional.binary_cross_entropy_with_logits(margin, teacher.scores[row, window])
+
+
+@torch.no_grad()
+def match_teacher(spans: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair student spans `[B, N, 2]` with the teacher's windows, one to one, at the lowest total cost.
+
+    The cost is 10 L1 (sum of both coordinates) - gIoU. Returns int64 `row, query, window`, each
+    `[P]`, where P sums min(N, windows of the row) over rows.
+    """
+    far = (spans[:, :, None] - teacher.spans[:, None]).abs().sum(dim=-1)  # [B, N, K]
+    near = giou(to_start_end(spans)[:, :, None], to_start_end(teacher.spans)[:, None])
+    cost = (10 * far - near).cpu().numpy()
+    real = teacher.mask.cpu().numpy()
+    rows: list[int] = []
+    queries: list[int] = []
+    windows: list[int] = []
+    for b in range(len(cost)):
+        columns = real[b].nonzero()[0]
+        found, position = linear_sum_assignment(cost[b][:, columns])
+        rows += [b] * len(found)
+        queries += found.tolist()
+        windows += columns[position].tolist()
+    return (
+        torch.tensor(rows, dtype=torch.int64, device=spans.device),
+        torch.tensor(queries, dtype=torch.int64, device=spans.device),
+        torch.tensor(windows, dtype=torch.int64, device=spans.device),
+    )
+
+
+def _spans(output: Output) -> Tensor:
+    if output.spans is None:
+        raise RecipeError("losses.teacher-span needs a head that predicts windows, as 'span'")
+    return output.spans[-1].float()
+
+
+def _teacher(batch: Batch) -> Teacher | None:
+    return batch.targets.teacher if batch.targets is not None else None

@@ -1,0 +1,163 @@
+"""Checkpoints: safetensors whose metadata says everything that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from amrctl import provenance
+from amrctl.errors import CheckpointError
+from amrctl.model.detector import Detector, build
+from amrctl.recipe import Recipe, from_dict
+
+KEY = "amrctl"  # of the metadata
+FORMAT = 1
+_METADATA = ("recipe", "features", "epoch", "metrics", "provenance", "rounding")
+TRAINING_ONLY = "auxiliary."  # prefix of parts that are not built for inference
+
+
+@dataclass
+class Checkpoint:
+    """Weights and what explains them."""
+
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+    features: dict[str, list[dict[str, Any]]]  # per side, main first: name, dim, encoder, hop, attrs
+    epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    rounding: int = 0  # seconds; 1 when the training annotations are whole seconds
+
+    @property
+    def dims(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Feature widths of the audio and the text streams, main first."""
+        return (
+            tuple(int(s["dim"]) for s in self.features["audio"]),
+            tuple(int(s["dim"]) for s in self.features["text"]),
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """What stands in the file beside the tensors."""
+        return {
+            "format": FORMAT,
+            "recipe": self.recipe.to_dict(),
+            "features": self.features,
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+            "rounding": self.rounding,
+        }
+
+
+def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = True) -> None:
+    """Write a checkpoint through a temporary file. Raises `OutputError`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    text = json.dumps(checkpoint.metadata(), ensure_ascii=False, sort_keys=True)
+    with provenance.writing(path, overwrite=overwrite) as temporary:
+        safetensors.torch.save_file(tensors, str(temporary), metadata={KEY: text})
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of one of our checkpoints, without its tensors. Raises `CheckpointError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as opened:
+            text = (opened.metadata() or {}).get(KEY)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    if text is None:
+        raise CheckpointError(
+            f"{path} has no amrctl metadata; amrctl reads its own checkpoints and official .ckpt files"
+        )
+    try:
+        found = json.loads(text)
+        version = found["format"]
+        damaged = version == FORMAT and any(key not in found for key in _METADATA)
+    except (ValueError, KeyError, TypeError):
+        version, damaged = None, True
+    if damaged:
+        raise CheckpointError(f"{path}: its amrctl metadata is damaged")
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {version}, this program reads {FORMAT}")
+    return dict(found)
+
+
+def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:
+    """Read our safetensors, or an official `.ckpt` / `.pth` / `.pt` (converted on the fly).
+
+    `sets` changes keys of the stored recipe (`inference.keep=5`). Raises `CheckpointError`.
+    """
+    path = Path(path)
+    if path.suffix in (".ckpt", ".pth", ".pt"):
+        from amrctl.model import official
+
+        return official.read(path, sets=sets)
+    meta = read_metadata(path)
+    tensors = safetensors.torch.load_file(str(path))
+    return Checkpoint(
+        tensors=tensors,
+        recipe=from_dict(meta["recipe"], where=str(path), sets=sets),
+        features=meta["features"],
+        epoch=meta["epoch"],
+        metrics=meta["metrics"],
+        provenance=meta["provenance"],
+        rounding=meta["rounding"],
+    )
+
+
+def load_into(
+    detector: Detector, checkpoint: Checkpoint, *, where: str = "checkpoint", skip: Iterable[str] = ()
+) -> None:
+    """Copy weights into a detector after comparing every key and shape.
+
+    `skip`: prefixes of the detector's own keys that keep their values. Training-only weights that
+    the detector was not built with are passed over. Raises `CheckpointError` that names the keys.
+    """
+    skip = tuple(skip)
+    own = {k: v for k, v in detector.state_dict().items() if not k.startswith(skip)}
+    given = {k: v for k, v in checkpoint.tensors.items() if not k.startswith(skip)}
+    if not any(key.startswith(TRAINING_ONLY) for key in own):
+        given = {k: v for k, v in given.items() if not k.startswith(TRAINING_ONLY)}
+    faults = []
+    missing = [k for k in own if k not in given]
+    extra = [k for k in given if k not in own]
+    if missing:
+        faults.append(f"{len(missing)} weights are missing, the first is '{missing[0]}'")
+    if extra:
+        faults.append(f"{len(extra)} weights have no place in the recipe, the first is '{extra[0]}'")
+    for key in own:
+        if key in given and own[key].shape != given[key].shape:
+            faults.append(f"'{key}' is {tuple(given[key].shape)}, the recipe wants {tuple(own[key].shape)}")
+            break
+    if faults:
+        raise CheckpointError(f"{where} does not fit recipe {checkpoint.recipe.name}: " + "; ".join(faults))
+    detector.load_state_dict({**detector.state_dict(), **given}, strict=True)
+
+
+def require_dims(
+    checkpoint: Checkpoint, audio: tuple[int, ...], text: tuple[int, ...], *, where: str, features: str
+) -> None:
+    """Raise `CheckpointError` when feature widths differ, naming the stream and both widths."""
+    for side, wanted, given in zip(("audio", "text"), checkpoint.dims, (audio, text), strict=True):
+        if wanted != given:
+            names = ", ".join(f"{s['name']} ({s['dim']})" for s in checkpoint.features[side])
+            raise CheckpointError(
+                f"{where} was trained on {side} features {names}; {features} has width "
+                f"{', '.join(map(str, given))}; use the features it was trained on"
+            )
+
+
+def restore(checkpoint: Checkpoint, *, where: str = "checkpoint") -> Detector:
+    """The checkpoint's detector, built for inference and filled."""
+    detector = build(checkpoint.recipe, *checkpoint.dims, training=False)
+    load_into(detector, checkpoint, where=where)
+    return detector.eval()

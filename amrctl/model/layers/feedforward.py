@@ -1,0 +1,82 @@
+"""Small networks: the feed-forward half of a layer, the multi-layer perceptron, the input block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amrctl.model.layers.dropout import Dropout
+
+
+class Feedforward(nn.Module):
+    """linear2(dropout(PReLU(linear1(x)))), `[..., H]` → `[..., H]`."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, inner)
+        self.activation = nn.PReLU()
+        self.dropout = Dropout(dropout)
+        self.linear2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return out
+
+
+class MLP(nn.Module):
+    """`depth` linear layers with ReLU between them, `[..., width]` → `[..., out]`."""
+
+    def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
+        super().__init__()
+        sizes = [width] + [hidden] * (depth - 1) + [out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The output layer."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < len(self.layers) - 1:
+                x = functional.relu(x)
+        return x
+
+
+class InputBlock(nn.Module):
+    """Layer norm, dropout, linear, and ReLU unless it is the last block of its stack."""
+
+    def __init__(self, width: int, out: int, dropout: float, relu: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+        self.linear = nn.Linear(width, out)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(self.dropout(self.norm(x)))
+        return functional.relu(x) if self.relu else x
+
+
+def input_blocks(width: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:
+    """`depth` input blocks, `[..., width]` → `[..., hidden]`."""
+    return nn.Sequential(
+        *(InputBlock(width if i == 0 else hidden, hidden, dropout, i < depth - 1) for i in range(depth))
+    )
+
+
+def matrices(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters of at least two dimensions."""
+    return (p for p in module.parameters() if p.dim() > 1)
+
+
+def xavier_(module: nn.Module) -> None:
+    """Xavier-uniform for every matrix, as the official transformer does after construction."""
+    for matrix in matrices(module):
+        nn.init.xavier_uniform_(matrix)

@@ -1,0 +1,179 @@
+"""Weights in the layout of the official DCASE 2026 Task 6 baseline (QD-DETR), in and out.
+
+The released file is a dict with `model`, `optimizer`, `lr_scheduler`, `epoch` and `opt`, the last
+an EasyDict; it is read with `weights_only=True` by standing an OrderedDict in for that class.
+Lighthouse's port names the audio projection `input_vid_proj` and puts the TEF columns first; such
+files are recognised and their columns turned round. Of the official file only the text position
+table is not kept: the network never uses it. Export writes zeros (and ones for its norm) instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amrctl import provenance
+from amrctl.errors import CheckpointError
+from amrctl.model.checkpoint import Checkpoint
+from amrctl.recipe import load
+
+_LAYER = r"(self_attn\.(?:in_proj_weight|in_proj_bias|out_proj\.\w+)|norm\d\.\w+)"
+_FEEDFORWARD = r"(linear\d\.\w+|activation\.weight)"
+_STACKS = (
+    ("transformer.t2v_encoder.layers", "fusion.text-to-audio.layers"),
+    ("transformer.encoder.layers", "encoder.transformer.layers"),
+    ("transformer.decoder.layers", "decoder.layers"),
+)
+_PREFIXES = (
+    ("input_aud_proj", "tokens.audio"),
+    ("input_txt_proj", "tokens.text"),
+    ("span_embed.layers", "heads.span.mlp.layers"),
+    ("class_embed", "heads.foreground.linear"),
+    ("saliency_proj1", "heads.saliency.frame"),
+    ("saliency_proj2", "heads.saliency.whole"),
+    ("query_embed", "decoder.query_embed"),
+    ("transformer.decoder", "decoder"),
+)
+_WHOLE = {"global_rep_token": "tokens.summary", "global_rep_pos": "tokens.summary_position"}
+_UNUSED = "txt_position_embed."
+_TEXT_POSITIONS = 32
+_SIZES = (  # the matrices that tell a network's widths
+    "input_aud_proj.0.net.1.weight",
+    "input_txt_proj.0.net.1.weight",
+    "query_embed.weight",
+    "transformer.encoder.layers.0.linear1.weight",
+)
+
+
+def ours(key: str) -> str:
+    """Our name of an official tensor."""
+    if key in _WHOLE:
+        return _WHOLE[key]
+    for theirs, here in _STACKS:
+        if key.startswith(theirs + "."):
+            rest = re.sub(rf"^(\d+)\.{_FEEDFORWARD}$", r"\1.feedforward.\2", key[len(theirs) + 1 :])
+            return f"{here}.{rest}"
+    for theirs, here in _PREFIXES:
+        if key.startswith(theirs + "."):
+            rest = key[len(theirs) + 1 :]
+            if theirs.startswith("input_"):
+                rest = rest.replace(".LayerNorm.", ".norm.").replace(".net.1.", ".linear.")
+            return f"{here}.{rest}"
+    raise CheckpointError(f"'{key}' is not a weight of the official QD-DETR baseline")
+
+
+def theirs(key: str) -> str:
+    """The official name of one of our tensors."""
+    for whole, here in _WHOLE.items():
+        if key == here:
+            return whole
+    for name, here in _STACKS:
+        if key.startswith(here + "."):
+            return f"{name}.{key[len(here) + 1 :].replace('.feedforward.', '.')}"
+    for name, here in _PREFIXES:
+        if key.startswith(here + "."):
+            rest = key[len(here) + 1 :]
+            if name.startswith("input_"):
+                rest = rest.replace(".norm.", ".LayerNorm.").replace(".linear.", ".net.1.")
+            return f"{name}.{rest}"
+    raise CheckpointError(f"'{key}' has no place in the official layout; only recipe qd-detr exports to it")
+
+
+def _raw(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    easydict: Any = (OrderedDict, "easydict.EasyDict")
+    try:
+        with torch.serialization.safe_globals([easydict]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not one of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read safely as a torch checkpoint: {reason}") from None
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no model weights (expected a dict of tensors under 'model')")
+    return state
+
+
+def _count(state: dict[str, Tensor], prefix: str) -> int:
+    found = {int(m[1]) for k in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", k))}
+    return max(found, default=-1) + 1
+
+
+def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:
+    """An official (or lighthouse QD-DETR) checkpoint as one of ours, recipe `qd-detr`.
+
+    The recipe gets `compat: official`, so that predictions are the released code's. Raises
+    `CheckpointError`.
+    """
+    path = Path(path)
+    state = _raw(path)
+    lighthouse = "input_vid_proj.0.net.1.weight" in state
+    state = {k.replace("input_vid_proj.", "input_aud_proj."): v.float() for k, v in state.items()}
+    state = {k: v for k, v in state.items() if not k.startswith(_UNUSED)}
+    for key in _SIZES:
+        if key not in state or state[key].dim() != 2:
+            raise CheckpointError(f"{path} lacks '{key}'; it is not an official QD-DETR checkpoint")
+    try:
+        named = {key: ours(key) for key in state}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if lighthouse:
+        for key in ("LayerNorm.weight", "LayerNorm.bias", "net.1.weight"):
+            name = f"input_aud_proj.0.{key}"
+            state[name] = torch.roll(state[name], -2, dims=-1)
+    hidden, audio = state["input_aud_proj.0.net.1.weight"].shape
+    text = state["input_txt_proj.0.net.1.weight"].shape[1]
+    inner = state["transformer.encoder.layers.0.linear1.weight"].shape[0]
+    settings = {
+        "compat": "official",
+        "model.hidden_dim": hidden,
+        "model.tokens.layers": _count(state, "input_aud_proj"),
+        "model.fusion.text-to-audio.layers": _count(state, "transformer.t2v_encoder.layers"),
+        "model.encoder.transformer.layers": _count(state, "transformer.encoder.layers"),
+        "model.decoder.layers": _count(state, "transformer.decoder.layers"),
+        "model.decoder.queries": state["query_embed.weight"].shape[0],
+        "model.fusion.text-to-audio.inner": inner,
+        "model.encoder.transformer.inner": inner,
+        "model.decoder.inner": inner,
+    }
+    if lighthouse:
+        settings["features.text"] = "[{name: auto, l2: true, max_tokens: 32}]"
+    recipe = load("qd-detr", "finetune", [*(f"{k}={v}" for k, v in settings.items()), *sets])
+    streams = {"audio": audio - 2, "text": text}
+    return Checkpoint(
+        tensors={named[key]: value for key, value in state.items()},
+        recipe=recipe,
+        features={
+            side: [{"name": "auto", "dim": dim, "encoder": "unknown", "hop": 1.0, "attrs": {}}]
+            for side, dim in streams.items()
+        },
+        provenance={"converted_from": {"path": path.name, "sha256": provenance.sha256(path)}},
+        rounding=1,
+    )
+
+
+def export(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights in the official layout, for `model` of an official checkpoint file.
+
+    Raises `CheckpointError` for recipes with parts that the official network does not have.
+    """
+    state = {theirs(key): value.detach().clone() for key, value in checkpoint.tensors.items()}
+    hidden = checkpoint.recipe.model.hidden_dim
+    state[f"{_UNUSED}position_embeddings.weight"] = torch.zeros(_TEXT_POSITIONS, hidden)
+    state[f"{_UNUSED}LayerNorm.weight"] = torch.ones(hidden)
+    state[f"{_UNUSED}LayerNorm.bias"] = torch.zeros(hidden)
+    return state
+
+
+def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
+    """Write `{"model": ..., "epoch": ...}` in the official layout."""
+    state = export(checkpoint)
+    with provenance.writing(path, overwrite=overwrite) as temporary:
+        torch.save({"model": state, "epoch": checkpoint.epoch}, temporary)

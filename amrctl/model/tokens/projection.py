@@ -1,0 +1,71 @@
+"""Tokens of the official baseline: projected audio (with TEF) and text, and one summary token.
+
+Source: QD-DETR (Moon et al., CVPR 2023) in its DCASE 2026 Task 6 form; TEF as in the Guangzhou
+report, eq. 2, appended to the audio features before projection.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from amrctl.data.batch import Batch
+from amrctl.errors import RecipeError
+from amrctl.model.layers.feedforward import input_blocks
+from amrctl.model.layers.positions import frame_positions
+from amrctl.model.types import Dims, Tokens
+from amrctl.registry import ComponentConfig, component
+
+
+class ProjectionConfig(ComponentConfig):
+    kind: Literal["projection"] = "projection"
+    layers: int = Field(2, ge=1, description="input blocks per side")
+    dropout: float = Field(0.5, ge=0, lt=1)
+    tef: Literal["concat-2d"] | None = "concat-2d"
+
+
+def tef_columns(lengths: Tensor, frames: int) -> Tensor:
+    """`[t / n, (t + 1) / n]` per frame, [B, T, 2] float32; beyond a recording's end it goes on past 1."""
+    t = torch.arange(frames, device=lengths.device, dtype=torch.float32)
+    n = lengths[:, None].to(torch.float32)
+    return torch.stack((t / n, t / n + 1.0 / n), dim=-1)
+
+
+@component("tokens", "projection", ProjectionConfig)
+class Projection(nn.Module):
+    """Input blocks for audio and text, a learned summary token, sine positions for audio."""
+
+    def __init__(self, config: ProjectionConfig, dims: Dims) -> None:
+        super().__init__()
+        if len(dims.audio) > 1 or len(dims.text) > 1:
+            raise RecipeError(
+                f"tokens component 'projection' reads one audio and one text stream; "
+                f"the recipe lists {len(dims.audio)} and {len(dims.text)}"
+            )
+        self.tef = config.tef is not None
+        self.hidden = dims.hidden
+        width = dims.audio[0] + (2 if self.tef else 0)
+        self.audio = input_blocks(width, dims.hidden, config.layers, config.dropout)
+        self.text = input_blocks(dims.text[0], dims.hidden, config.layers, config.dropout)
+        self.summary = nn.Parameter(torch.randn(dims.hidden))
+        self.summary_position = nn.Parameter(torch.randn(dims.hidden))
+
+    def forward(self, batch: Batch) -> Tokens:
+        """Project the main streams of `batch`."""
+        audio = batch.audio[0]
+        if self.tef:
+            columns = tef_columns(batch.lengths, audio.shape[1]) * batch.audio_mask[..., None]
+            audio = torch.cat((audio, columns), dim=-1)
+        size = len(batch)
+        return Tokens(
+            audio=self.audio(audio),
+            audio_mask=batch.audio_mask,
+            audio_position=frame_positions(batch.audio_mask, self.hidden),
+            text=self.text(batch.text[0]),
+            text_mask=batch.text_mask[0],
+            summary=self.summary.expand(size, -1),
+            summary_position=self.summary_position.expand(size, -1),
+        )

@@ -1,0 +1,94 @@
+"""What travels between the slots of the detector: small records of tensors, never loose dicts.
+
+Letters: B pairs, T frames, L text tokens, H hidden width, N decoder queries, S decoder layers.
+Masks are True where something real stands. Spans are (centre, width) in 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from amrctl.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes and switches that every component is built from."""
+
+    hidden: int
+    audio: tuple[int, ...]  # feature width per audio stream, main first
+    text: tuple[int, ...]
+    official: bool = False  # `compat: official`: the released code's behaviour where it differs
+
+
+@dataclass
+class Tokens:
+    """Projected features, before and between fusions."""
+
+    audio: Tensor  # [B, T, H]
+    audio_mask: Tensor  # [B, T] bool
+    audio_position: Tensor  # [B, T, H]: position code that attention adds to queries and keys
+    text: Tensor  # [B, L, H]
+    text_mask: Tensor  # [B, L] bool
+    summary: Tensor  # [B, H]: the token that stands for the whole (saliency is measured against it)
+    summary_position: Tensor  # [B, H]
+    extras: dict[str, Tensor] = field(default_factory=dict)  # kept for a component's own loss, by its name
+
+
+@dataclass
+class Memory:
+    """What the encoder leaves for the decoder and the heads."""
+
+    audio: Tensor  # [B, T, H]
+    audio_mask: Tensor  # [B, T] bool
+    audio_position: Tensor  # [B, T, H]
+    text: Tensor  # [B, L, H]
+    text_mask: Tensor  # [B, L] bool
+    summary: Tensor  # [B, H]
+    summary_position: Tensor  # [B, H]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Decoded:
+    """The decoder's queries after every layer."""
+
+    states: Tensor  # [S, B, N, H], layer-normalised
+    references: Tensor  # [S, B, N, 2]: the span each layer started from, in 0..1
+
+
+@dataclass
+class Output:
+    """What the heads say; a field stays None where the recipe has no such head."""
+
+    logits: Tensor | None = None  # [S, B, N, C]; C = 2 (foreground, background)
+    spans: Tensor | None = None  # [S, B, N, 2]
+    saliency: Tensor | None = None  # [B, T] raw; meaningless on padding
+    quality: Tensor | None = None  # [B, N] logits of a localisation-quality head
+    boundary: Tensor | None = None  # [B, T, 2] start and end logits
+    refined: Tensor | None = None  # [B, N, 2] spans after refinement; replaces spans[-1] at inference
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Matches:
+    """Which query answers which moment, one decoder layer."""
+
+    row: Tensor  # [P] int64: row of the batch
+    query: Tensor  # [P] int64
+    moment: Tensor  # [P] int64: column of `targets.spans`
+
+
+class LossTerm(Protocol):
+    """One named term of the loss. `total.py` weights it and repeats it over decoder layers."""
+
+    name: str
+    weight: float
+    all_layers: bool  # also on the auxiliary decoder layers
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        """The raw value (scalar) for one decoder layer; `layer` counts from 0, -1 is the last."""
+        ...

@@ -1,0 +1,151 @@
+"""One or several checkpoints + features + queries → one prediction file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from amrctl import provenance
+from amrctl.data.dataset import Moments
+from amrctl.data.features import FeatureFile
+from amrctl.data.manifest import read_manifests
+from amrctl.data.predictions import Prediction, merge_meta, write_predictions
+from amrctl.ensemble.pool import pool
+from amrctl.inference import predict as inference
+from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
+from amrctl.progress import SILENT, Reporter
+from amrctl.recipe import Recipe, from_dict
+from amrctl.training.precision import pick_device, resolve
+
+SIDES: tuple[Literal["audio", "text"], ...] = ("audio", "text")
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What `predict` is asked for."""
+
+    checkpoints: tuple[Path, ...]
+    features: Path
+    test: tuple[Path, ...]
+    out: Path
+    rounding: float | None = None  # seconds; None: what the checkpoint was trained for
+    saliency: bool = False
+    sets: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "fp32"
+    clip_windows: bool = False
+    overwrite: bool = False
+    keep: int | None = None
+
+
+def pinned(checkpoint: Checkpoint, features: FeatureFile, where: str, report: Reporter = SILENT) -> Recipe:
+    """The checkpoint's recipe with `auto` replaced by the stream it was trained on, where that exists.
+
+    Tells when the stream of that name was made by another encoder than in training.
+    """
+    raw = checkpoint.recipe.to_dict()
+    for side in SIDES:
+        known = features.streams(side)
+        for stream, trained in zip(raw["features"][side], checkpoint.features[side], strict=False):
+            if stream["name"] == "auto" and trained["name"] in known:
+                stream["name"] = trained["name"]
+            info = known.get(stream["name"])
+            if info is None:
+                continue
+            for key in ("encoder", "checkpoint_sha256", "hop"):
+                before = trained.get(key, trained.get("attrs", {}).get(key))
+                now = getattr(info, key)
+                if before not in (None, "unknown") and now not in (None, "unknown") and before != now:
+                    report.note(
+                        f"{where}: {side} stream '{info.name}' was made by another encoder than in training "
+                        f"({key} {now}, trained with {before}); expect wrong moments"
+                    )
+    return from_dict(raw, where=where)
+
+
+def meta_of(checkpoint: Checkpoint, path: Path, datasets: Sequence[Path], rounding: float) -> dict[str, Any]:
+    """Provenance of predictions that one checkpoint made; what is not known is left out or "unknown"."""
+    made = checkpoint.provenance
+    attrs = [stream.get("attrs", {}) for side in ("audio", "text") for stream in checkpoint.features[side]]
+    frozen = [a.get("parameters") for a in attrs]
+    trainable = sum(t.numel() for name, t in checkpoint.tensors.items() if not name.startswith("auxiliary."))
+    meta: dict[str, Any] = {
+        "operation": "predict",
+        "checkpoints": [
+            {
+                "path": str(path),
+                "sha256": provenance.sha256(path),
+                "recipe": checkpoint.recipe.name,
+                "epoch": checkpoint.epoch,
+                "metrics": checkpoint.metrics,
+                "trained_on": made.get("trained_on", []),
+            }
+        ],
+        "audio_encoders": [s["encoder"] for s in checkpoint.features["audio"]],
+        "text_encoders": [s["encoder"] for s in checkpoint.features["text"]],
+        "datasets": [Path(entry["path"]).name for entry in made.get("trained_on", [])] or ["unknown"],
+        "predicted": [{"path": str(p), "sha256": provenance.sha256(p)} for p in datasets],
+        "rounding": rounding,
+        "origin": provenance.origin(),
+    }
+    if all(isinstance(n, (int, float)) for n in frozen):
+        meta["parameters"] = {"trainable": trainable, "frozen": int(sum(frozen))}
+    return meta
+
+
+def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Prediction]:
+    """Predict with every checkpoint, pool several (the function behind `fuse --pool`), write the file.
+
+    Raises `AmrctlError` kinds for whatever does not fit; nothing is written then.
+    """
+    provenance.refuse_existing(request.out, request.overwrite)
+    device = pick_device(request.device)
+    precision = resolve(request.precision, device)
+    manifest = read_manifests(request.test, clip_windows=request.clip_windows)
+    for note in manifest.notes:
+        report.note(note)
+    members: list[list[Prediction]] = []
+    metas: list[dict[str, Any]] = []
+    sets = [*request.sets, *([f"inference.keep={request.keep}"] if request.keep is not None else [])]
+    keep = 10
+    for path in request.checkpoints:
+        checkpoint = read(path, sets=sets)
+        keep = checkpoint.recipe.inference.keep
+        with FeatureFile(request.features) as features:
+            recipe = pinned(checkpoint, features, str(path), report)
+            dataset = Moments(manifest, features, recipe, training=False)
+        require_dims(
+            checkpoint,
+            dataset.audio_dims,
+            dataset.text_dims,
+            where=str(path),
+            features=str(request.features),
+        )
+        for note in dataset.notes:
+            report.note(note)
+        detector = restore(checkpoint, where=str(path)).to(device)
+        rounding = float(checkpoint.rounding) if request.rounding is None else request.rounding
+        members.append(
+            inference.predict(
+                detector,
+                dataset,
+                recipe,
+                device=device,
+                precision=torch.bfloat16 if precision == "bf16" else None,
+                rounding=rounding,
+                saliency=request.saliency,
+                report=report,
+            )
+        )
+        metas.append(meta_of(checkpoint, path, request.test, rounding))
+    if len(members) == 1:
+        items, meta = members[0], metas[0]
+    else:
+        items = pool(members, keep=keep)
+        meta = merge_meta(metas, "predict", [])
+    write_predictions(request.out, items, meta, overwrite=request.overwrite)
+    return items

@@ -1,0 +1,379 @@
+"""The training loop: epochs, validation, best checkpoints, commit, resume.
+
+Order of an epoch: train, validate, write the checkpoints that became best and `last`, the log and
+the curves, then `state.pt`, which is the commit. The weights that are validated are the weights
+that are saved (with EMA: the averaged ones).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amrctl import provenance, registry
+from amrctl.data.batch import Batch
+from amrctl.data.predictions import Prediction, write_predictions
+from amrctl.errors import AmrctlError
+from amrctl.evaluation.moments import evaluate, headline
+from amrctl.inference.predict import predict
+from amrctl.losses.total import Criterion, Loss
+from amrctl.model import checkpoint
+from amrctl.model.checkpoint import Checkpoint
+from amrctl.model.detector import Detector
+from amrctl.model.types import Output
+from amrctl.progress import SILENT, Bar, Reporter
+from amrctl.run_folder import RunFolder
+from amrctl.training import curves, state
+from amrctl.training.ema import Average
+from amrctl.training.precision import autocast
+from amrctl.training.run import Job, assemble, locked
+
+_DRAW_EVERY = 20.0  # seconds between drawings of the curves while training goes on
+
+
+class DivergedError(AmrctlError):
+    """The loss or a gradient is not a number any more; the run stands at its last commit."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `best`: metric → value in percent and epoch (from 1). `epochs`: how many were
+    trained over all starts; `resumed`: how many of them before this start."""
+
+    folder: RunFolder
+    seed: int
+    best: dict[str, dict[str, float]]
+    epochs: int
+    resumed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "run": str(self.folder.path),
+            "checkpoint": str(self.folder.best()),
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "resumed_after": self.resumed,
+            "best": self.best,
+        }
+
+
+def train(
+    job: Job,
+    folder: RunFolder,
+    seed: int,
+    fingerprint: Mapping[str, Any],
+    *,
+    resume: bool,
+    report: Reporter = SILENT,
+) -> Outcome:
+    """Train one seed to its end in `folder`; with `resume`, go on from the state that is there.
+
+    Without, whatever run the folder holds is removed first. Raises `DivergedError` when a loss term
+    stops being a number.
+    """
+    with locked(folder.path), _repeatable(job.device):
+        if resume:
+            found = state.read(folder.state)
+        else:
+            folder.clear()
+            provenance.write_text(folder.recipe, job.recipe.to_yaml())
+            found = state.State(dict(fingerprint))
+            state.write(folder.state, found)
+        return _Run(job, folder, seed, found, report).to_the_end()
+
+
+class _Run:
+    """One seed's training while it runs."""
+
+    def __init__(self, job: Job, folder: RunFolder, seed: int, found: state.State, report: Reporter) -> None:
+        self.job, self.folder, self.seed, self.report = job, folder, seed, report
+        self.settings = job.recipe.train
+        self.detector = assemble(job, seed)
+        self.provenance = self._own_provenance()
+        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
+        self.criterion = Criterion(job.recipe, self.detector)
+        config = self.settings.optimizer
+        self.optimizer: torch.optim.Optimizer = registry.find("optimizer", config.kind).build(
+            config, self.parameters
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        config = self.settings.schedule
+        self.schedule = registry.find("schedule", config.kind).build(config)
+        if found.weights is not None:
+            self.detector.load_state_dict(found.weights)
+        ema = self.settings.ema
+        self.average = Average(self.detector, ema.decay) if ema else None
+        if self.average and found.average is not None:
+            self.average.module.load_state_dict(found.average)
+        if found.optimizer is not None:
+            self.optimizer.load_state_dict(found.optimizer)
+        self.state = replace(found, weights=None, average=None, optimizer=None)  # their memory is free now
+        self.steps = job.train.steps()
+        self.latest = ""
+        for line in found.history:
+            self.latest = self._tell(json.loads(line)["val"]) or self.latest
+        self.drawn = time.monotonic()
+
+    @property
+    def evaluated(self) -> Detector:
+        """The weights that are validated and saved."""
+        return self.average.module if self.average else self.detector
+
+    def to_the_end(self) -> Outcome:
+        """Train the epochs that are missing."""
+        resumed, epochs = self.state.epoch, self.settings.epochs
+        if resumed and not self.state.finished:
+            self.report.note(f"{self.folder.path}: goes on after epoch {resumed} of {epochs}")
+            self._write_log()
+        title = f"{self.job.recipe.stage} {self.folder.path.name}"
+        with self.report.bar(title, epochs * self.steps, unit="steps", done=resumed * self.steps) as bar:
+            while not self.state.finished:
+                self._epoch(bar)
+        return Outcome(self.folder, self.seed, self.state.best, self.state.epoch, resumed)
+
+    def _epoch(self, bar: Bar) -> None:
+        began = time.monotonic()
+        number = self.state.epoch + 1
+        loss, terms, rate = self._train_epoch(number, bar)
+        entry: dict[str, Any] = {"epoch": number, "lr": rate, "loss": loss, "terms": terms, "val": {}}
+        last = number == self.settings.epochs
+        if number % self.settings.evaluate_every == 0 or last:
+            entry["val"] = self._validate(number)
+        patience = self.settings.patience
+        stopped = patience is not None and self.state.stale >= patience and not last
+        if stopped:
+            self.report.note(
+                f"{self.folder.path}: stops after epoch {number}: {self.state.stale} validations "
+                f"without a better {self.settings.metrics[0]}"
+            )
+        entry["seconds"] = round(time.monotonic() - began, 3)
+        self.state.history.append(json.dumps(entry, allow_nan=False))
+        self._commit(number, finished=last or stopped)
+
+    def _train_epoch(self, number: int, bar: Bar) -> tuple[float, dict[str, float], float]:
+        """Returns the mean weighted loss, the mean of each raw term, and the last learning rate."""
+        torch.manual_seed(state.mix(self.seed, number))
+        self.detector.train()
+        sums: dict[str, Tensor] = {}
+        total, rate, taken = 0.0, 0.0, 0
+        for batch in self.job.train.epoch(self.seed, number):
+            step = (number - 1) * self.steps + taken
+            factor = self.schedule.factor(step, self.steps, self.settings.epochs)
+            for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                group["lr"] = base * factor
+            rate = self.optimizer.param_groups[0]["lr"]
+            value, raw = self._step(batch.to(self.job.device), f"epoch {number}, step {taken + 1}")
+            if self.average:
+                self.average.update(step)
+            for name, term in raw.items():
+                sums[name] = sums[name] + term.double() if name in sums else term.double()
+            total, taken = total + value, taken + 1
+            bar.advance(1, self._note(number, total / taken))
+        return total / taken, {name: float(value) / taken for name, value in sums.items()}, rate
+
+    def _step(self, batch: Batch, where: str) -> tuple[float, dict[str, Tensor]]:
+        """One optimiser step; returns the weighted loss and the raw terms of its first pass."""
+        losses: list[Loss] = []
+
+        def closure() -> float:
+            self.optimizer.zero_grad(set_to_none=True)
+            with autocast(self.job.precision, self.job.device):
+                output = self.detector(batch)
+            loss = self.criterion(_float32(output), batch)
+            value = loss.total.item()
+            if not math.isfinite(value):
+                raise DivergedError(self._diverged(where, f"{_culprit(loss)} (total {value})"))
+            torch.autograd.backward(loss.total)
+            limit = self.settings.clip
+            norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
+            if not math.isfinite(norm.item()):
+                raise DivergedError(self._diverged(where, f"the gradient's norm is {norm.item()}"))
+            losses.append(loss)
+            return value
+
+        self.optimizer.step(closure)
+        return losses[0].total.item(), losses[0].raw
+
+    def _diverged(self, where: str, what: str) -> str:
+        done = self.state.epoch
+        saved = f"epoch {done} is the last that is saved" if done else "nothing is saved yet"
+        remedy = "lower train.optimizer.lr, or try --precision fp32"
+        return f"{self.folder.path}: {where}: {what}; {saved}; {remedy}"
+
+    def _note(self, number: int, loss: float) -> str:
+        return f"epoch {number} loss {loss:.4g}{self.latest}"
+
+    def _tell(self, val: Mapping[str, Mapping[str, float]]) -> str:
+        primary = self.settings.metrics[0]
+        return f" {primary} {next(iter(val.values()))[primary]:.1f}" if val else ""
+
+    def _validate(self, number: int) -> dict[str, dict[str, float]]:
+        """Validate on every set, save what became best, and return metrics per set."""
+        scores: dict[str, dict[str, float]] = {}
+        first: list[Prediction] = []
+        for name, dataset in self.job.val:
+            predictions = predict(
+                self.evaluated,
+                dataset,
+                self.job.recipe,
+                device=self.job.device,
+                rounding=self.job.rounding,
+            )
+            first = first or predictions
+            scores[name] = headline(predictions, dataset.manifest, self.settings.metrics)
+        self.latest = self._tell(scores)
+        metrics = next(iter(scores.values()))
+        self.state.stale += 1
+        for metric in self.settings.metrics:
+            value = metrics[metric]
+            if self.job.recipe.compat == "official":
+                value = float(f"{value:.2f}")  # the released code compares what it prints
+            best = self.state.best.get(metric)
+            if best is not None and value <= best["value"]:
+                continue
+            self.state.best[metric] = {"value": value, "epoch": number}
+            self._save(self.folder.best(metric), number, metrics)
+            if metric == self.settings.metrics[0]:
+                self.state.stale = 0
+                self._save(self.folder.best(), number, metrics)
+                self._save_predictions(first)
+        return scores
+
+    def _save(self, path: Any, number: int, metrics: Mapping[str, float]) -> None:
+        tensors = {key: value.detach().cpu() for key, value in self.evaluated.state_dict().items()}
+        job = self.job
+        checkpoint.write(
+            path,
+            Checkpoint(
+                tensors=tensors,
+                recipe=job.recipe,
+                features=job.train.streams,
+                epoch=number,
+                metrics=dict(metrics),
+                provenance=self.provenance,
+                rounding=job.rounding,
+            ),
+        )
+
+    def _save_predictions(self, predictions: list[Prediction]) -> None:
+        dataset = self.job.val[0][1]
+        best = self.folder.best()
+        origin = self.provenance
+        meta = {
+            "operation": "validate",
+            "checkpoints": [
+                {
+                    "sha256": provenance.sha256(best),
+                    "path": str(best),
+                    "recipe": self.job.recipe.name,
+                    "trained_on": origin["trained_on"],
+                }
+            ],
+            "audio_encoders": origin["encoders"]["audio"],
+            "text_encoders": origin["encoders"]["text"],
+            "rounding": self.job.rounding,
+            "parents": origin["inputs"]["val"][:1],
+            "origin": provenance.origin(),
+        }
+        write_predictions(self.folder.predictions, predictions, meta, overwrite=True)
+        provenance.write_json(self.folder.metrics, evaluate(predictions, dataset.manifest))
+
+    def _commit(self, number: int, *, finished: bool) -> None:
+        entry = json.loads(self.state.history[-1])
+        metrics: dict[str, float] = next(iter(entry["val"].values()), {})
+        self._save(self.folder.last, number, metrics)
+        self._write_log()
+        if finished or time.monotonic() - self.drawn > _DRAW_EVERY:
+            log = [json.loads(line) for line in self.state.history]
+            title = f"{self.job.recipe.name}, {self.job.recipe.stage}, seed {self.seed}"
+            curves.draw(self.folder.curves, log, title)
+            self.drawn = time.monotonic()
+        self.state = replace(
+            self.state,
+            epoch=number,
+            finished=finished,
+            weights=_on_cpu(self.detector.state_dict()),
+            average=_on_cpu(self.average.module.state_dict()) if self.average else None,
+            optimizer=self.optimizer.state_dict(),
+        )
+        state.write(self.folder.state, self.state)
+
+    def _write_log(self) -> None:
+        provenance.write_text(self.folder.log, "".join(line + "\n" for line in self.state.history))
+
+    def _own_provenance(self) -> dict[str, Any]:
+        """The job's provenance with what only the built detector tells. `ancestry`: hashes of the
+        weights that these grew from, nearest first; soups look for a common one."""
+        if self.job.init is not None:
+            ancestry = [self.job.init_sha256, *(self.job.init.provenance.get("ancestry") or [])]
+        else:
+            ancestry = [_digest(self.detector)]
+        counts = [(p.numel(), p.requires_grad) for p in self.detector.parameters()]
+        return {
+            **self.job.provenance,
+            "seed": self.seed,
+            "ancestry": ancestry,
+            "parameters": {
+                "trainable": sum(count for count, trains in counts if trains),
+                "total": sum(count for count, _ in counts),
+            },
+        }
+
+
+def _float32(output: Output) -> Output:
+    """The same output with every half-precision tensor as float32: losses do not round."""
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+        if isinstance(value, dict):
+            return {key: wide(item) for key, item in value.items()}
+        return value
+
+    return replace(output, **{name: wide(value) for name, value in vars(output).items()})
+
+
+def _culprit(loss: Loss) -> str:
+    for terms in (loss.raw, loss.weighted):  # an earlier decoder layer's shows only in the second
+        for name, value in terms.items():
+            if not math.isfinite(float(value)):
+                return f"the loss term '{name}' is {float(value)}"
+    return "the sum of the loss terms overflows"
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu() for key, value in tensors.items()}
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 over names and bytes of a module's tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Ask CUDA for kernels that give the same bits every time, where it has them."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_before)

@@ -1,0 +1,69 @@
+"""Number formats of training: float32, or bfloat16 for the matrix products.
+
+Weights, gradients, the optimiser, matching and losses are float32 in both; bfloat16 has float32's
+range, so no loss scaling is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+
+from amrctl.errors import AmrctlError
+
+Resolved = Literal["fp32", "bf16"]
+CHOICES = ("auto", "fp32", "bf16")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself (AVX512-BF16 or AMX)."""
+    table = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest torch we allow
+    if table is None:
+        return _flagged("/proc/cpuinfo")
+    found = table()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _flagged(path: str) -> bool:
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            flags = next((line.split() for line in stream if line.startswith("flags")), [])
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve(asked: str, device: torch.device) -> Resolved:
+    """`auto` becomes bf16 where `device` has it in hardware, else fp32. Raises `AmrctlError`."""
+    if asked == "fp32":
+        return "fp32"
+    if asked == "bf16":
+        return "bf16"
+    if asked != "auto":
+        raise AmrctlError(f"--precision {asked}: there is {', '.join(CHOICES)}")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def autocast(precision: Resolved, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context for the forward pass; does nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` takes CUDA when there is one. Raises `AmrctlError` for a device that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.partition(":")[0] not in ("cpu", "cuda"):
+        raise AmrctlError(f"--device {asked}: there is auto, cpu, cuda")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise AmrctlError(f"--device {asked}: no CUDA device is visible; use --device cpu")
+    try:
+        return torch.device(asked)
+    except RuntimeError:
+        raise AmrctlError(f"--device {asked}: there is auto, cpu, cuda, cuda:N") from None

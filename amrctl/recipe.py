@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -171,7 +171,9 @@ def _one_spelling(raw: dict[str, Any]) -> dict[str, Any]:
     model, losses = raw.get("model"), raw.get("losses")
     if isinstance(model, dict) and isinstance(model.get("decoder"), dict) and "hooks" in model["decoder"]:
         model["hooks"] = model["decoder"].pop("hooks")
-    if isinstance(losses, list) and all(isinstance(e, dict) and isinstance(e.get("kind"), str) for e in losses):
+    if isinstance(losses, list) and all(
+        isinstance(e, dict) and isinstance(e.get("kind"), str) for e in losses
+    ):
         by_kind = {e["kind"]: {k: v for k, v in e.items() if k != "kind"} for e in losses}
         if len(by_kind) == len(losses):
             raw["losses"] = by_kind
@@ -273,7 +275,7 @@ def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) 
         try:
             return config.model_validate(entry)
         except ValidationError as error:
-            faults.extend(_lines(error, path, list(config.model_fields)))
+            faults.extend(_lines(error, path, config))
             return None
 
     def several(slot: str, entries: Any, path: str) -> list[Any]:
@@ -321,12 +323,12 @@ def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) 
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        faults.extend(f for f in _lines(error, "", list(Recipe.model_fields)) if "ComponentConfig" not in f)
+        faults.extend(f for f in _lines(error, "", Recipe) if "ComponentConfig" not in f)
     for block, train in idle.items():
         try:
             Train.model_validate(train)
         except ValidationError as error:
-            faults.extend(f for f in _lines(error, block, list(Train.model_fields)) if "ComponentConfig" not in f)
+            faults.extend(f for f in _lines(error, block, Train) if "ComponentConfig" not in f)
     # a fault of the shared block shows in every stage; once is enough
     shared = {f"{block}{fault[5:]}" for fault in faults if fault.startswith("train.") for block in idle}
     faults = [fault for fault in faults if fault not in shared]
@@ -335,15 +337,27 @@ def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) 
     return recipe
 
 
-def _lines(error: ValidationError, prefix: str, names: list[str]) -> list[str]:
+def _lines(error: ValidationError, prefix: str, checked: type[BaseModel]) -> list[str]:
+    """One line per fault that pydantic found in an object of class `checked`, which stands at `prefix`."""
     lines = []
     for fault in error.errors():
         path = ".".join(str(part) for part in ([prefix] if prefix else []) + list(fault["loc"]))
         if fault["type"] == "extra_forbidden":
-            known = names if len(fault["loc"]) == 1 else []
-            lines.append(f"{path}: unknown key{near(str(fault['loc'][-1]), known) if known else ''}")
+            lines.append(
+                f"{path}: unknown key{near(str(fault['loc'][-1]), _keys(checked, fault['loc'][:-1]))}"
+            )
         elif fault["type"] == "missing":
             lines.append(f"{path}: missing")
         else:
             lines.append(f"{path}: {fault['msg']} (it is {fault['input']!r})")
     return lines
+
+
+def _keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the block at `loc` of `model` may have."""
+    for part in loc:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+            model = next((a for a in inner if issubclass(a, BaseModel)), model)
+    return list(model.model_fields)

@@ -71,7 +71,12 @@ class Console(Reporter):
     def result(self, value: dict[str, Any] | list[Any]) -> None:
         """Print the machine-readable result when `--json` was given."""
         if self.json_mode:
-            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+            try:
+                text.encode(sys.stdout.encoding or "ascii")
+            except UnicodeEncodeError:
+                text = json.dumps(value, indent=2, allow_nan=False)
+            print(text)
 
     def say(self, text: str) -> None:
         """Print one line of the human result (nothing with `--json` or `--quiet`)."""

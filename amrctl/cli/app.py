@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,8 +67,18 @@ for _verb in VERBS:
     app.command(_verb)(_module.run)
 
 
+def call(arguments: list[str]) -> None:
+    """Run one command in this process; errors are raised, not printed. `demo` uses it."""
+    code = app(_argv.spread(arguments), standalone_mode=False)
+    if code:
+        raise AmrctlError(f"amrctl {' '.join(arguments)}: ended with exit code {code}")
+
+
 def main() -> None:
     """Entry point of the console script."""
+    # read when torch loads: threads that wait by spinning make a step several times slower as soon
+    # as anything else runs on the machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(_argv.spread(sys.argv[1:]))
     except AmrctlError as error:

@@ -30,11 +30,11 @@ def run(
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Windows a query that teach.")] = 3,
     span_weight: Annotated[
         float | None,
-        typer.Option("--span-weight", min=0, help="Weight of the span term. [default: recipe's, or 2.0]"),
+        typer.Option("--span-weight", min=0, help="Span term (default: the recipe's, or 2.0)."),
     ] = None,
     score_weight: Annotated[
         float | None,
-        typer.Option("--score-weight", min=0, help="Weight of the score term. [default: recipe's, or 0.5]"),
+        typer.Option("--score-weight", min=0, help="Score term (default: the recipe's, or 0.5)."),
     ] = None,
     rank_normalise: Annotated[
         bool, typer.Option("--rank-normalise", help="Replace each file's scores by ranks before uniting.")
@@ -68,6 +68,8 @@ def run(
     from amrctl.training.run import Request, TeacherChoice
 
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
+    if init is None:
+        console.note("no --init: training from scratch")
     request = Request(
         recipe=with_teacher(recipe, init, sets or (), span_weight=span_weight, score_weight=score_weight),
         train=tuple(train),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from amrctl.cli._options import Json, Quiet, Sets, Verbose
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amrctl.cli._console import Console
 
 
@@ -55,11 +57,11 @@ def run(
     if name is None:
         _list(console)
         return
-    from amrctl.recipe import STAGES, Stage, load
+    from amrctl.recipe import STAGES, load
 
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: no stage is called so{near(stage, list(STAGES))}")
-    recipe = load(name, cast("Stage", stage), sets or ())
+    recipe = load(name, stage, sets or ())
     console.result(recipe.to_dict())
     console.say(recipe.to_yaml().rstrip("\n"))
 
@@ -74,6 +76,8 @@ def _list(console: Console) -> None:
 
 
 def _components(console: Console) -> None:
+    import json
+
     from amrctl.recipe_catalogue import components
 
     found = components()
@@ -81,12 +85,12 @@ def _components(console: Console) -> None:
     rows = []
     for slot, kinds in found.items():
         for i, (kind, options) in enumerate((kinds or {"(none)": {}}).items()):
-            told = ", ".join(f"{key}={value}" for key, value in options.items())
+            told = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
             rows.append((slot if i == 0 else "", kind, told))
     _table(console, ("slot", "kind", "options and defaults"), rows)
 
 
-def _table(console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.text import Text
 
     from amrctl.cli._console import table

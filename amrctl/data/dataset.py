@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from amrctl.data.batch import Batch, Targets, Teacher
-from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import Manifest, Query
-from amrctl.data.streams import hop_of, load_streams
+from amrctl.data.streams import FeatureSource, hop_of, load_streams
 from amrctl.data.targets import (
     clip_windows,
     draw_pairs,
@@ -61,7 +60,7 @@ class Moments:
     def __init__(
         self,
         manifest: Manifest,
-        features: FeatureFile,
+        features: FeatureSource,
         recipe: Recipe,
         *,
         training: bool,
@@ -98,6 +97,7 @@ class Moments:
                 {
                     "name": s.info.name,
                     "dim": s.info.dim,
+                    "dtype": s.info.dtype,
                     "encoder": s.info.encoder,
                     "hop": s.info.hop,
                     "attrs": {k: v for k, v in s.info.attrs.items() if isinstance(v, (str, int, float))},
@@ -164,10 +164,11 @@ class Moments:
     def _evaluation_items(self) -> list[Item]:
         limit = self.recipe.train.max_frames
         items: list[Item] = []
-        chunked = 0
+        chunked = cut = 0
         for query, audio, text, total in self._located():
             starts = [0]
             if self.official:
+                cut += total > limit
                 total = min(total, limit)
             elif total > limit:
                 step = max(limit // 2, 1)
@@ -181,6 +182,11 @@ class Moments:
             self.notes = (
                 f"{chunked:,} queries are about recordings of more than {limit} frames; "
                 "they are read in overlapping chunks",
+            )
+        if cut:
+            self.notes = (
+                f"{cut:,} queries are about recordings of more than {limit} frames; with compat=official "
+                "only the beginning is read, as the released code does (--set compat=null reads all)",
             )
         return items
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from amrctl import provenance
+from amrctl.data import jsonlines
 from amrctl.data.manifest import Manifest
 from amrctl.data.predictions import Predictions
 
@@ -102,11 +103,12 @@ def prediction_facts(read: Predictions, *, scores: bool = True) -> dict[str, Any
 
 
 def meta_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Where predictions come from, as `<file>.meta.json` says."""
     facts: dict[str, Any] = {}
     for key in ("operation", "verifier", "rounding"):
         if meta.get(key) is not None:
             facts[key] = meta[key]
-    checkpoints = [c for c in meta.get("checkpoints") or () if isinstance(c, Mapping)]
+    checkpoints = entries(meta.get("checkpoints"))
     if checkpoints:
         facts["checkpoints"] = "; ".join(
             f"{c.get('recipe', 'unknown')} ({str(c.get('sha256', 'unknown'))[:12]})" for c in checkpoints[:4]
@@ -116,18 +118,18 @@ def meta_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
         ("text_encoders", "text encoders"),
         ("datasets",) * 2,
     ):
-        if meta.get(key):
+        if isinstance(meta.get(key), list) and meta[key]:
             facts[name] = ", ".join(map(str, meta[key]))
     counts = meta.get("parameters")
     if isinstance(counts, Mapping):
         facts["parameters"] = ", ".join(f"{k} {v:,}" for k, v in counts.items() if isinstance(v, int))
-    parents = [str(p.get("path")) for p in meta.get("parents") or () if isinstance(p, Mapping)]
-    if parents:
-        facts["made from"] = ", ".join(parents[:6])
+    if parents := paths(meta.get("parents")):
+        facts["made from"] = parents
     return {**facts, **origin_facts(meta.get("origin"))}
 
 
 def origin_facts(origin: Any) -> dict[str, Any]:
+    """Command, time and versions of `provenance.origin`."""
     if not isinstance(origin, Mapping):
         return {}
     facts = {key: str(origin[key]) for key in ("command", "created") if origin.get(key)}
@@ -138,9 +140,19 @@ def origin_facts(origin: Any) -> dict[str, Any]:
 
 
 def metric_text(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, (int, float))
-    )
+    """Names and values of metrics, two decimals."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if jsonlines.is_number(value))
+
+
+def entries(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a JSON list; files may hold anything, and `inspect` shows what it can."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def paths(value: Any) -> str:
+    """The first paths of a list of `{"path": ..., "sha256": ...}`."""
+    found = [str(entry.get("path")) for entry in entries(value)]
+    return ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
 
 
 def value_range(values: Sequence[float]) -> str:
@@ -152,6 +164,7 @@ def value_range(values: Sequence[float]) -> str:
 
 
 def file_facts(path: Path, *, hashed: bool = True) -> dict[str, Any]:
+    """Size, and the hash that provenance records name the file by (large files are not read for it)."""
     facts: dict[str, Any] = {"bytes": path.stat().st_size}
     if hashed:
         facts["sha256"] = provenance.sha256(path)

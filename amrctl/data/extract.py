@@ -74,7 +74,7 @@ class _AudioJob:
             [vid, self.paths[vid].stat().st_size if vid in self.paths else None] for vid in self.durations
         ]
         self.made_from = {
-            **_described(self.encoder),
+            **described(self.encoder),
             "dtype": self.dtype,
             "tef": self.tef,
             "recordings": len(files),
@@ -119,7 +119,7 @@ class _TextJob:
         self.encoder = load_text_encoder(self.spec)
         self.name = self.encoder.name
         self.made_from = {
-            **_described(self.encoder),
+            **described(self.encoder),
             "dtype": self.dtype,
             "queries": len(self.sentences),
             "sentences": _digest(list(self.sentences.items())),
@@ -143,7 +143,7 @@ class _TextJob:
 _Job = _AudioJob | _TextJob
 
 
-def _described(encoder: AudioEncoder | TextEncoder) -> dict[str, Any]:
+def described(encoder: AudioEncoder | TextEncoder) -> dict[str, Any]:
     """Attributes of a stream as its encoder gives them; `encoder_version`, since the tool has one too."""
     given = dict(encoder.attributes())
     known: dict[str, Any] = {"encoder": encoder.name, "encoder_version": given.pop("version", None), **given}
@@ -153,7 +153,7 @@ def _described(encoder: AudioEncoder | TextEncoder) -> dict[str, Any]:
 
 
 def _attrs(job: _Job, **more: Any) -> dict[str, Any]:
-    return {**_described(job.encoder), **more, "made_from": json.dumps(job.made_from, sort_keys=True)}
+    return {**described(job.encoder), **more, "made_from": json.dumps(job.made_from, sort_keys=True)}
 
 
 def _digest(value: Any) -> str:

@@ -18,6 +18,7 @@ from amrctl.data.explained import (
     manifest_facts,
     meta_facts,
     origin_facts,
+    paths,
     prediction_facts,
     value_range,
 )
@@ -64,6 +65,8 @@ def explain(path: Path | str) -> Explained:
         return _zip(path)
     if path.suffix == ".safetensors" or looks_like_safetensors(path, head):
         return explain_checkpoint(path)
+    if path.suffix in (".yaml", ".yml"):
+        raise AmrctlError(f"{path} is a YAML file; if it is a recipe, amrctl recipes {path} shows it")
     return _text(path)
 
 
@@ -123,27 +126,24 @@ def _predictions(path: Path, record: Mapping[str, Any]) -> Explained:
 
 
 def _metrics(path: Path, value: Mapping[str, Any]) -> Explained:
-    rows = [(str(k), v) for k, v in value["brief"].items() if isinstance(v, (int, float))]
-    extra = value.get("extra")
-    if isinstance(extra, Mapping):
-        rows += [(str(k), v) for k, v in extra.items() if isinstance(v, (int, float))]
+    rows = [(str(k), v) for k, v in value["brief"].items() if jsonlines.is_number(v)]
+    if isinstance(extra := value.get("extra"), Mapping):
+        rows += [(str(k), v) for k, v in extra.items() if jsonlines.is_number(v)]
     facts: dict[str, Any] = {}
-    reference = value.get("reference")
-    if isinstance(reference, Mapping):
+    if isinstance(reference := value.get("reference"), Mapping):
         facts["scored on"] = reference.get("path")
         facts |= {k: reference[k] for k in ("queries", "recordings", "moments") if k in reference}
-    if value.get("files"):
-        facts["prediction files"] = ", ".join(
-            str(f.get("path") if isinstance(f, Mapping) else f) for f in value["files"]
-        )
-    if isinstance(value.get("against"), Mapping):
-        against = value["against"].get("files") or ()
-        facts["compared with"] = ", ".join(str(f.get("path")) for f in against if isinstance(f, Mapping))
+    if told := paths(value.get("files")):
+        facts["prediction files"] = told
+    against = value.get("against")
+    if isinstance(against, Mapping) and (told := paths(against.get("files"))):
+        facts["compared with"] = told
     if "trained_on_reference" in value:
-        seen = {True: "yes", False: "no", None: "unknown"}.get(value["trained_on_reference"], "unknown")
-        facts["trained on this manifest"] = seen
+        seen = value["trained_on_reference"]
+        facts["trained on this manifest"] = "yes" if seen is True else "no" if seen is False else "unknown"
     facts |= origin_facts(value.get("origin"))
-    notes = tuple(str(note) for note in value.get("notes") or ())
+    told_notes = value.get("notes")
+    notes = tuple(map(str, told_notes)) if isinstance(told_notes, list) else ()
     return Explained(path, "metrics", facts, (Listing("percent", ("metric", "value"), tuple(rows)),), notes)
 
 
@@ -168,7 +168,7 @@ def _features(path: Path) -> Explained:
                     )
                 )
         attrs = file.attrs
-    facts: dict[str, Any] = {key: attrs[key] for key in ("tool", "created") if key in attrs}
+    facts: dict[str, Any] = {"tool": attrs.get("tool", "unknown")}
     facts |= file_facts(path, hashed=False)
     columns = ("side", "stream", "count", "rows each", "dim", "dtype", "hop (s)", "encoder")
     return Explained(
@@ -191,7 +191,7 @@ def _zip(path: Path) -> Explained:
                     {
                         "meaning": "the state of a run, or a checkpoint of the official code",
                         "use": "an official checkpoint goes to amrctl predict --checkpoint as it is",
-                        **file_facts(path),
+                        **file_facts(path, hashed=False),
                     },
                 )
             if names and all(name.endswith(".npy") for name in names):

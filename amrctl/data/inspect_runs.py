@@ -11,11 +11,22 @@ import numpy as np
 import safetensors
 
 from amrctl.data import jsonlines
-from amrctl.data.explained import Explained, Listing, file_facts, metric_text, origin_facts
+from amrctl.data.explained import Explained, Listing, entries, file_facts, metric_text, origin_facts, paths
 from amrctl.errors import AmrctlError
-from amrctl.run_folder import RunFolder
+from amrctl.run_folder import RunFolder, seed_folder
 
 KEY = "amrctl"  # our metadata in a safetensors file
+_OF_THE_BEST = (
+    "recipe",
+    "source",
+    "model",
+    "epoch",
+    "validation",
+    "seed",
+    "trained on",
+    "parents",
+    "parameters",
+)
 
 
 def looks_like_safetensors(path: Path, head: bytes) -> bool:
@@ -51,9 +62,8 @@ def explain_checkpoint(path: Path) -> Explained:
             if made.get("seed") is not None:
                 facts["seed"] = made["seed"]
             for key in ("trained_on", "parents"):
-                files = [str(f.get("path")) for f in made.get(key) or () if isinstance(f, Mapping)]
-                if files:
-                    facts[key.replace("_", " ")] = ", ".join(files[:6])
+                if files := paths(made.get(key)):
+                    facts[key.replace("_", " ")] = files
             facts |= origin_facts(made)
         tables.append(_stream_table(meta.get("features")))
     else:
@@ -66,7 +76,11 @@ def explain_checkpoint(path: Path) -> Explained:
     rows = tuple(sorted(groups.items(), key=lambda item: -item[1])[:10])
     tables.append(Listing("weights", ("part", "parameters"), rows))
     return Explained(
-        path, "checkpoint", {**facts, **file_facts(path)}, tuple(t for t in tables if t.rows), notes
+        path,
+        "checkpoint",
+        {**facts, **file_facts(path, hashed=False)},
+        tuple(t for t in tables if t.rows),
+        notes,
     )
 
 
@@ -91,35 +105,29 @@ def _recipe_facts(recipe: Any) -> dict[str, Any]:
 
 
 def _kinds(value: Any) -> str:
-    entries = value if isinstance(value, list) else [value]
-    return ", ".join(str(e.get("kind")) for e in entries if isinstance(e, Mapping))
+    several = value if isinstance(value, list) else [value]
+    return ", ".join(str(entry.get("kind")) for entry in entries(several))
 
 
 def _stream_table(features: Any) -> Listing:
     rows = []
     for side in ("audio", "text"):
-        for stream in (features.get(side) or ()) if isinstance(features, Mapping) else ():
-            if isinstance(stream, Mapping):
-                rows.append((side, *(str(stream.get(key, "unknown")) for key in ("name", "dim", "encoder"))))
+        for stream in entries(features.get(side)) if isinstance(features, Mapping) else ():
+            rows.append((side, *(str(stream.get(key, "unknown")) for key in ("name", "dim", "encoder"))))
     return Listing("features it needs", ("side", "stream", "dim", "encoder"), tuple(rows))
 
 
 def explain_seeds(path: Path, listed: Mapping[str, Any]) -> Explained:
-    failed = {entry["seed"]: str(entry["error"]) for entry in listed["failed"]}
+    failed = {str(entry.get("seed")): str(entry.get("error")) for entry in entries(listed["failed"])}
     rows: list[tuple[str | int | float, ...]] = []
     for seed in listed["seeds"]:
-        state = (
-            "done"
-            if seed in listed["done"]
-            else f"failed: {failed[seed]}"
-            if seed in failed
-            else "unfinished"
-        )
-        best = RunFolder(path / f"seed-{seed}").best()
+        state = f"failed: {failed[str(seed)]}" if str(seed) in failed else "unfinished"
+        if seed in listed["done"]:
+            state = "done"
         told = ""
-        if best.is_file():
+        if type(seed) is int and (best := RunFolder(seed_folder(path, seed)).best()).is_file():
             told = str(explain_checkpoint(best).facts.get("validation", ""))
-        rows.append((seed, state, told))
+        rows.append((str(seed), state, told))
     facts = {"seeds": len(listed["seeds"]), "done": len(listed["done"]), "failed": len(failed)}
     table = Listing("seeds", ("seed", "state", "validation of its best"), tuple(rows))
     return Explained(path, "folder of several seeds", facts, (table,))
@@ -130,23 +138,12 @@ def explain_run(path: Path, run: RunFolder) -> Explained:
     tables: list[Listing] = []
     if run.best().is_file():
         best = explain_checkpoint(run.best()).facts
-        kept = (
-            "recipe",
-            "source",
-            "model",
-            "epoch",
-            "validation",
-            "seed",
-            "trained on",
-            "parents",
-            "parameters",
-        )
-        facts |= {("best epoch" if key == "epoch" else key): best[key] for key in kept if key in best}
+        facts |= {("best epoch" if key == "epoch" else key): best[key] for key in _OF_THE_BEST if key in best}
     if run.log.is_file():
         log = _read_log(run.log)
         facts["epochs done"] = len(log)
         if log:
-            facts["seconds"] = round(sum(float(e.get("seconds") or 0) for e in log), 1)
+            facts["seconds"] = _seconds(log)
             tables.append(_log_table(log))
     elif "recipe" not in facts:
         facts["epochs done"] = 0
@@ -162,8 +159,13 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 def explain_log(path: Path) -> Explained:
     log = _read_log(path)
-    facts = {"epochs": len(log), "seconds": round(sum(float(e.get("seconds") or 0) for e in log), 1)}
+    facts = {"epochs": len(log), "seconds": _seconds(log)}
     return Explained(path, "training log", facts, (_log_table(log),))
+
+
+def _seconds(log: Sequence[Mapping[str, Any]]) -> float:
+    given = [entry.get("seconds") for entry in log]
+    return round(sum(value for value in given if isinstance(value, float)), 1)
 
 
 def _log_table(log: Sequence[Mapping[str, Any]]) -> Listing:
@@ -176,5 +178,5 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> Listing:
         if isinstance(val, Mapping):
             told = "; ".join(f"{name} {metric_text(m)}" for name, m in val.items() if isinstance(m, Mapping))
         loss = entry.get("loss")
-        rows.append((str(entry.get("epoch")), f"{loss:.4g}" if isinstance(loss, (int, float)) else "", told))
+        rows.append((str(entry.get("epoch")), f"{loss:.4g}" if isinstance(loss, float) else "", told))
     return Listing("log", ("epoch", "loss", "validation"), tuple(rows))

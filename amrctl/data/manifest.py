@@ -273,17 +273,23 @@ def _windows(
             why = "starts before 0 s" if start < 0 else "does not end after it starts"
             raise ManifestError(f"{where}: window [{start:g}, {end:g}] {why}; correct the line")
         if end > duration + TOLERANCE:
-            fault = f"{where}: window ends at {end:g} s in a {duration:g} s recording"
+            fault = f"window ends at {end:g} s in a {duration:g} s recording"
             if not clip:
-                raise ManifestError(f"{fault}; fix the line or go on with --clip-windows")
+                raise ManifestError(f"{where}: {fault}; fix the line or go on with --clip-windows")
             counts.far += 1
-            counts.first_far = counts.first_far or fault
+            counts.first_far = counts.first_far or f"{_short(where)}, {fault}"
         elif end > duration:
             counts.late += 1
             counts.at_end += start >= duration
-            counts.first_late = counts.first_late or where
+            counts.first_late = counts.first_late or _short(where)
         done.append((start, end))
     return tuple(done)
+
+
+def _short(where: str) -> str:
+    """`FILE:LINE: qid X` → `line LINE, qid X`, for a note that names the file already."""
+    place, _, qid = where.partition(": qid ")
+    return f"line {place.rpartition(':')[2]}, qid {qid}"
 
 
 def _castella(path: Path, text: str, counts: _Counts) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amrctl.data.features import FeatureFile, Packed, StreamInfo
+from amrctl.data.features import Packed, Side, StreamInfo
 from amrctl.errors import FeatureError
 from amrctl.recipe import Recipe, Stream
 
 _EPS = 1e-5  # of the official L2 normalisation
+
+
+class FeatureSource(Protocol):
+    """Where streams come from: a `FeatureFile`, or features made on the spot. Raises as that does."""
+
+    def streams(self, side: Side) -> Mapping[str, StreamInfo]:
+        """Name → description of every stream of one side."""
+        ...
+
+    def resolve(self, side: Side, name: str) -> StreamInfo:
+        """The stream of that name; `auto` is the only one there is."""
+        ...
+
+    def load(self, side: Side, name: str, ids: Sequence[str] | None = None) -> Packed:
+        """The rows of these ids, or of all."""
+        ...
 
 
 class Gathered:
@@ -51,7 +67,7 @@ class Gathered:
 
 
 def load_streams(
-    features: FeatureFile, recipe: Recipe, vids: Sequence[str], qids: Sequence[str]
+    features: FeatureSource, recipe: Recipe, vids: Sequence[str], qids: Sequence[str]
 ) -> tuple[list[Gathered], list[Gathered]]:
     """Audio and text streams of a recipe, main first, with only the rows these ids need.
 

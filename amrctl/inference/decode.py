@@ -101,7 +101,7 @@ def _merge_chunks(windows: Floats) -> Floats:
             owner[[i, *np.flatnonzero(np.isin(owner, unseen)).tolist()]] = linked[0]
         # else i is a near copy, or cut where the neighbour saw all of it
     best = np.unique(owner[owner >= 0])
-    merged = windows[best]
+    merged: Floats = windows[best]
     for row, moment in zip(merged, best, strict=True):
         members = windows[owner == moment]
         seen = members[members[:, 5] == 0]

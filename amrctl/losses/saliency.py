@@ -55,7 +55,9 @@ def rank(
 
 def negative_pair(mismatched: Tensor, real: Tensor) -> Tensor:
     """-log(1 - sigmoid(score)), summed over real frames, mean over rows. Scalar."""
-    return functional.softplus(mismatched).masked_fill(~real, 0.0).sum(1).mean()
+    # masked before too: what stands on padding must not reach the gradient, not even as NaN x 0
+    cost = functional.softplus(mismatched.masked_fill(~real, 0.0))
+    return cost.masked_fill(~real, 0.0).sum(1).mean()
 
 
 @component("losses", "saliency", SaliencyConfig)

@@ -15,25 +15,25 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
 from amrctl.data.batch import Batch, Teacher
-from amrctl.errors import RecipeError
+from amrctl.losses.base import TermConfig, need
+from amrctl.losses.matching import assign
 from amrctl.model.layers.spans import giou, to_start_end
 from amrctl.model.types import Matches, Output
-from amrctl.registry import ComponentConfig, component
+from amrctl.registry import component
 
 
-class SpanConfig(ComponentConfig):
+class SpanConfig(TermConfig):
     """Weight lambda_span."""
 
     kind: Literal["teacher-span"] = "teacher-span"
     weight: float = Field(default=2.0, ge=0)
 
 
-class ScoreConfig(ComponentConfig):
+class ScoreConfig(TermConfig):
     """Weight lambda_score."""
 
     kind: Literal["teacher-score"] = "teacher-score"
@@ -75,9 +75,7 @@ class TeacherScore:
 
     def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
         """Scalar, 0 or more."""
-        if output.logits is None:
-            raise RecipeError("losses.teacher-score needs a head that scores windows, as 'foreground'")
-        logits = output.logits[-1].float()
+        logits = need(output.logits, "teacher-score", "foreground")[-1].float()
         teacher = _teacher(batch)
         if teacher is None:
             return logits.sum() * 0.0
@@ -93,33 +91,20 @@ class TeacherScore:
 def match_teacher(spans: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor, Tensor]:
     """Pair student spans `[B, N, 2]` with the teacher's windows, one to one, at the lowest total cost.
 
-    The cost is 10 L1 (sum of both coordinates) - gIoU. Returns int64 `row, query, window`, each
-    `[P]`, where P sums min(N, windows of the row) over rows.
+    The cost is 10 L1 (sum of both coordinates) - gIoU. The real windows of a row come first in
+    `teacher.mask`. Returns int64 `row, query, window`, each `[P]`, where P sums
+    min(N, windows of the row) over rows.
     """
     far = (spans[:, :, None] - teacher.spans[:, None]).abs().sum(dim=-1)  # [B, N, K]
     near = giou(to_start_end(spans)[:, :, None], to_start_end(teacher.spans)[:, None])
-    cost = (10 * far - near).cpu().numpy()
-    real = teacher.mask.cpu().numpy()
-    rows: list[int] = []
-    queries: list[int] = []
-    windows: list[int] = []
-    for b in range(len(cost)):
-        columns = real[b].nonzero()[0]
-        found, position = linear_sum_assignment(cost[b][:, columns])
-        rows += [b] * len(found)
-        queries += found.tolist()
-        windows += columns[position].tolist()
-    return (
-        torch.tensor(rows, dtype=torch.int64, device=spans.device),
-        torch.tensor(queries, dtype=torch.int64, device=spans.device),
-        torch.tensor(windows, dtype=torch.int64, device=spans.device),
-    )
+    host = torch.nan_to_num(10 * far - near, nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
+    pairs = assign(host, teacher.mask.sum(1).cpu().numpy())
+    row, query, window = torch.tensor(pairs, dtype=torch.int64, device=spans.device)
+    return row, query, window
 
 
 def _spans(output: Output) -> Tensor:
-    if output.spans is None:
-        raise RecipeError("losses.teacher-span needs a head that predicts windows, as 'span'")
-    return output.spans[-1].float()
+    return need(output.spans, "teacher-span", "span")[-1].float()
 
 
 def _teacher(batch: Batch) -> Teacher | None:

@@ -11,9 +11,10 @@ import torch
 
 from amrctl import provenance
 from amrctl.data.dataset import Moments
-from amrctl.data.features import FeatureFile
+from amrctl.data.features import FeatureFile, StreamInfo
 from amrctl.data.manifest import read_manifests
 from amrctl.data.predictions import Prediction, merge_meta, write_predictions
+from amrctl.data.streams import FeatureSource
 from amrctl.ensemble.pool import pool
 from amrctl.inference import predict as inference
 from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
@@ -22,6 +23,10 @@ from amrctl.recipe import Recipe, from_dict
 from amrctl.training.precision import pick_device, resolve
 
 SIDES: tuple[Literal["audio", "text"], ...] = ("audio", "text")
+# Attributes of a stream that change its numbers: what is known of both must be equal.
+_FINGERPRINT = (
+    "encoder", "encoder_version", "checkpoint_sha256", "sample_rate", "window", "hop", "normalisation"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class PredictRequest:
     keep: int | None = None
 
 
-def pinned(checkpoint: Checkpoint, features: FeatureFile, where: str, report: Reporter = SILENT) -> Recipe:
+def pinned(checkpoint: Checkpoint, features: FeatureSource, where: str, report: Reporter = SILENT) -> Recipe:
     """The checkpoint's recipe with `auto` replaced by the stream it was trained on, where that exists.
 
     Tells when the stream of that name was made by another encoder than in training.
@@ -56,15 +61,25 @@ def pinned(checkpoint: Checkpoint, features: FeatureFile, where: str, report: Re
             info = known.get(stream["name"])
             if info is None:
                 continue
-            for key in ("encoder", "checkpoint_sha256", "hop"):
-                before = trained.get(key, trained.get("attrs", {}).get(key))
-                now = getattr(info, key)
-                if before not in (None, "unknown") and now not in (None, "unknown") and before != now:
-                    report.note(
-                        f"{where}: {side} stream '{info.name}' was made by another encoder than in training "
-                        f"({key} {now}, trained with {before}); expect wrong moments"
-                    )
+            differing = _differing(trained, info)
+            if differing:
+                report.note(
+                    f"{where}: {side} stream '{info.name}' was not made as in training "
+                    f"({', '.join(differing)}); expect wrong moments"
+                )
     return from_dict(raw, where=where)
+
+
+def _differing(trained: dict[str, Any], info: StreamInfo) -> list[str]:
+    """`key now, trained with before` for each part of the fingerprint that differs."""
+    unknown = (None, "", "unknown")
+    found = []
+    for key in _FINGERPRINT:
+        before = trained.get(key, trained.get("attrs", {}).get(key))
+        now = getattr(info, key, info.attrs.get(key))
+        if before not in unknown and now not in unknown and before != now:
+            found.append(f"{key} {now}, trained with {before}")
+    return found
 
 
 def meta_of(checkpoint: Checkpoint, path: Path, datasets: Sequence[Path], rounding: float) -> dict[str, Any]:

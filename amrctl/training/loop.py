@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -249,7 +251,7 @@ class _Run:
                 self._save_predictions(first)
         return scores
 
-    def _save(self, path: Any, number: int, metrics: Mapping[str, float]) -> None:
+    def _save(self, path: Path, number: int, metrics: Mapping[str, float]) -> None:
         tensors = {key: value.detach().cpu() for key, value in self.evaluated.state_dict().items()}
         job = self.job
         checkpoint.write(
@@ -281,8 +283,9 @@ class _Run:
             ],
             "audio_encoders": origin["encoders"]["audio"],
             "text_encoders": origin["encoders"]["text"],
+            "datasets": [Path(entry["path"]).name for entry in origin["trained_on"]],
+            "predicted": origin["inputs"]["val"][:1],
             "rounding": self.job.rounding,
-            "parents": origin["inputs"]["val"][:1],
             "origin": provenance.origin(),
         }
         write_predictions(self.folder.predictions, predictions, meta, overwrite=True)
@@ -370,6 +373,8 @@ def _repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
+    # read once, when the first matrix product runs
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

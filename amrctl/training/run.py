@@ -83,11 +83,17 @@ def locked(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY)
     try:
         _lock(handle, path)
-        for left in path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        for left in path.iterdir():
+            if _left_over(left.name):
+                left.unlink(missing_ok=True)
         yield
     finally:
         os.close(handle)
+
+
+def _left_over(name: str) -> bool:
+    """Whether a file is what a killed writer leaves (see `provenance.writing`)."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -112,7 +118,7 @@ def find_state(folder: RunFolder, fingerprint: Mapping[str, Any], overwrite: boo
         raise OutputError(f"{folder.path} is a file; --out needs a folder")
     if not folder.state.is_file():
         known = {path.name for path in folder.files()}
-        others = [p.name for p in folder.path.glob("*") if p.name not in known]
+        others = [p.name for p in folder.path.glob("*") if p.name not in known and not _left_over(p.name)]
         if others and not overwrite:
             raise OutputError(
                 f"{folder.path} exists and is not a run folder (it holds {others[0]}); choose another --out"
@@ -181,6 +187,9 @@ def load(request: Request, made_of: Mapping[str, Any], report: Reporter = SILENT
         teacher = TeacherSet.from_files(
             choice.files, top_k=choice.top_k, rank_normalise=choice.rank_normalise
         )
+        for name, meta in zip(teacher.names, teacher.metas, strict=True):
+            if meta.get("rounding"):
+                report.note(f"{name}: windows are rounded; a teacher is better made with predict --round 0")
     with FeatureFile(request.features) as features:
         train = Moments(manifest, features, recipe, training=True, teacher=teacher)
         val = tuple(

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,14 @@ def test_encoders_are_added_and_replaced(tmp_path: Path) -> None:
     with FeatureFile(out) as file:
         assert (file.ids("audio", "toy"), file.ids("audio", "other")) == (["c"], ["b"])
         assert file.ids("tef", "2d") == ["c"]
+
+
+def test_equal_work_makes_equal_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        extract(tmp_path / name / "F.h5", IDS)
+        extract(tmp_path / name / "F.h5", ["b"], "other")
+        time.sleep(1.1)  # a time stamp of whole seconds would differ
+    assert (tmp_path / "one" / "F.h5").read_bytes() == (tmp_path / "two" / "F.h5").read_bytes()
 
 
 def test_a_finished_extraction_is_recognised(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from amrctl import recipe as recipes
+from amrctl.inference.predict import predict
+from amrctl.losses.total import Criterion, Loss
 from amrctl.model.checkpoint import read_metadata
 from amrctl.run_folder import RunFolder
 from amrctl.training import loop, run, state
@@ -92,7 +94,7 @@ def test_the_weights_that_were_validated_are_saved(
 ) -> None:
     script(monkeypatch, [1, 5, 2])
     seen: list[dict[str, torch.Tensor]] = []
-    original = loop.predict
+    original = predict
 
     def watching(detector: torch.nn.Module, *args: Any, **options: Any) -> Any:
         seen.append({key: value.clone() for key, value in detector.state_dict().items()})
@@ -152,9 +154,9 @@ def test_the_log_and_the_files(trained: Trainer, tiny: Tiny) -> None:
 def test_a_loss_that_is_no_number_stops_the_run_at_its_last_commit(
     trained: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original, calls = loop.Criterion.__call__, []
+    original, calls = Criterion.__call__, []
 
-    def poisoned(self: loop.Criterion, *args: Any) -> loop.Loss:
+    def poisoned(self: Criterion, *args: Any) -> Loss:
         loss = original(self, *args)
         calls.append(1)
         if len(calls) != 5:  # the second step of the second epoch
@@ -162,7 +164,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_last_commit(
         nan = torch.tensor(float("nan"))
         return replace(loss, total=loss.total * nan, raw={**loss.raw, "giou": nan})
 
-    monkeypatch.setattr(loop.Criterion, "__call__", poisoned)
+    monkeypatch.setattr(Criterion, "__call__", poisoned)
     with pytest.raises(
         DivergedError, match=r"epoch 2, step 2: the loss term 'giou' is nan .* epoch 1 is the last"
     ):
@@ -205,9 +207,9 @@ def test_gradients_are_clipped_by_their_global_norm(
 def test_bf16_computes_losses_in_float32(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes: set[torch.dtype] = set()
     products: set[torch.dtype] = set()
-    original = loop.Criterion.__call__
+    original = Criterion.__call__
 
-    def watching(self: loop.Criterion, output: Any, batch: Any) -> loop.Loss:
+    def watching(self: Criterion, output: Any, batch: Any) -> Loss:
         for value in (*vars(output).values(), *output.extras.values()):
             if isinstance(value, torch.Tensor):
                 dtypes.add(value.dtype)
@@ -215,10 +217,10 @@ def test_bf16_computes_losses_in_float32(trained: Trainer, monkeypatch: pytest.M
         return original(self, output, batch)
 
     def product(self: Any, args: Any, result: Any) -> None:
-        if self.training:
+        if self.training and isinstance(result, torch.Tensor):
             products.add(result.dtype)
 
-    monkeypatch.setattr(loop.Criterion, "__call__", watching)
+    monkeypatch.setattr(Criterion, "__call__", watching)
     handle = torch.nn.modules.module.register_module_forward_hook(product)
     try:
         outcome = trained("train.epochs=1", precision="bf16")

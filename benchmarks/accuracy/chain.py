@@ -1,0 +1,63 @@
+"""What can be made of a row's three trained runs without more training; kept as `RESULTS/<set>/<row>.chain.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amrctl import provenance
+from benchmarks.accuracy.commands import Commands
+from benchmarks.accuracy.run import EXACT, ROUNDED, Places
+from benchmarks.accuracy.sets import DataSet
+from benchmarks.accuracy.settings import Row
+
+
+def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, again: bool) -> None:
+    """Fuse, rerank and (with a common pre-training) soup the seeds, and evaluate each result.
+
+    Left alone when it is stored for these seeds, or when a run's files are not in the work folder.
+    """
+    path = places.results / data.name / f"{row.name}.chain.json"
+    if path.is_file() and not again and json.loads(path.read_text(encoding="utf-8"))["seeds"] == list(seeds):
+        return
+    folders = [places.run(data.name, row.name, seed) for seed in seeds]
+    if not all((folder / EXACT).is_file() for folder in folders):
+        return
+    commands = Commands()
+    out = places.work / data.name / "runs" / f"{row.name}.chain"
+    out.mkdir(parents=True, exist_ok=True)
+    exact = [folder / EXACT for folder in folders]
+    made: dict[str, list[Path]] = {"not rounded": exact}
+    for name, options in (("wbf", ["--wbf"]), ("pool", ["--pool", "--drop-copies", "0.95"])):
+        made[name] = [out / f"{name}.jsonl"]
+        commands.amrctl("fuse", *exact, *options, "--overwrite", "--out", made[name][0])
+    made["rerank"] = [out / f"rerank.seed-{seed}.jsonl" for seed in seeds]
+    for folder, target in zip(folders, made["rerank"], strict=True):
+        commands.amrctl(
+            "rerank", folder / ROUNDED, "--verifier", "similarity", "--features", data.features,
+            "--train", data.manifest("train"), "--cache", out / "cache", "--overwrite", "--out", target,
+        )  # fmt: skip
+    if row.pretrain:
+        soup = out / "soup.safetensors"
+        checkpoints = [folder / "finetune" / "best.safetensors" for folder in folders]
+        commands.amrctl("soup", *checkpoints, "--uniform", "--overwrite", "--out", soup)
+        made["soup"] = [out / "soup.jsonl"]
+        commands.amrctl(
+            "predict", "--checkpoint", soup, "--features", data.features, "--test", data.manifest("test"),
+            "--overwrite", "--out", made["soup"][0],
+        )  # fmt: skip
+    rounded = [folder / ROUNDED for folder in folders]
+    results: dict[str, Any] = {}
+    for name, files in made.items():
+        report = commands.answer(
+            "evaluate", *files, "--test", data.manifest("test"), "--against", *rounded
+        )
+        results[name] = {
+            "metrics": {metric: round(told["mean"], 4) for metric, told in report["metrics"].items()},
+            "against": report["against"]["metrics"],
+        }
+    provenance.write_json(
+        path, {"row": row.name, "set": data.name, "seeds": list(seeds), "made": results, "commands": commands.ran}
+    )

@@ -1,0 +1,76 @@
+"""What can be had without listening: the best fixed window, and windows drawn at random.
+
+Both know how long and where the training moments are. A system is worth what it adds to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from amrctl.data.manifest import Manifest, Query, read_manifest
+from amrctl.data.predictions import Prediction
+from amrctl.evaluation.moments import METRICS, headline
+from benchmarks.accuracy.sets import DataSet
+
+WINDOWS = 10  # as many as the systems list
+
+
+def guesses(data: DataSet) -> dict[str, dict[str, float]]:
+    """Name of the guess → metric → percent on the test split."""
+    train = read_manifest(data.manifest("train"), clip_windows=True)
+    test = read_manifest(data.manifest("test"), clip_windows=True)
+    fixed = best_fixed(train)
+    rng = np.random.default_rng(0)
+    return {
+        "best fixed windows": headline([_prediction(q, fixed) for q in test], test, METRICS),
+        "random windows": headline(
+            [_prediction(q, drawn(rng, train, q.duration)) for q in test], test, METRICS
+        ),
+    }
+
+
+def best_fixed(train: Manifest, wanted: int = WINDOWS) -> list[tuple[float, float]]:
+    """Windows (seconds) that reach IoU 0.7 with most training queries, each chosen for the queries that
+    those before it miss; starts and lengths on whole seconds. Ties: the earlier and shorter one."""
+    longest = int(max(query.duration for query in train))
+    grid = [(s, e) for s in range(longest) for e in range(s + 1, longest + 1)]
+    starts, ends = np.array(grid, dtype=np.float64).T
+    hits = np.stack([_reached(starts, ends, query) for query in train], axis=1)  # (windows, queries)
+    open_queries = np.ones(len(train), dtype=bool)
+    chosen = []
+    for _ in range(wanted):
+        best = int(np.argmax(hits[:, open_queries].sum(axis=1)))
+        open_queries &= ~hits[best]
+        chosen.append((float(starts[best]), float(ends[best])))
+    return chosen
+
+
+def _reached(starts: Any, ends: Any, query: Query) -> Any:
+    """Whether each window has an IoU of at least 0.7 with one of the query's moments, `(n,)`."""
+    found = np.zeros(len(starts), dtype=bool)
+    for s, e in query.windows or ():
+        inside = np.clip(np.minimum(ends, e) - np.maximum(starts, s), 0, None)
+        found |= inside >= 0.7 * (np.maximum(ends, e) - np.minimum(starts, s))
+    return found
+
+
+def drawn(rng: np.random.Generator, train: Manifest, duration: float) -> list[tuple[float, float]]:
+    """Windows of lengths drawn from the training moments, at places drawn evenly."""
+    lengths = [e - s for query in train for s, e in query.windows or ()]
+    windows = []
+    for length in rng.choice(lengths, size=WINDOWS):
+        length = min(float(length), duration)
+        start = float(rng.uniform(0, duration - length))
+        windows.append((start, start + length))
+    return windows
+
+
+def _prediction(query: Query, windows: Iterable[tuple[float, float]]) -> Prediction:
+    rows = []
+    for start, end in windows:
+        start = min(start, query.duration - 1)
+        rows.append((start, min(end, query.duration), 1 - len(rows) / (WINDOWS + 1)))
+    return Prediction(query.qid, query.query, query.vid, query.duration, np.array(rows), None, query.int_qid)

@@ -1,0 +1,136 @@
+"""One trained run: stages, predictions on the test split, metrics; kept as `RESULTS/<set>/<row>.seed-<n>.json`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amrctl import provenance
+from benchmarks.accuracy.commands import Commands
+from benchmarks.accuracy.sets import DataSet
+from benchmarks.accuracy.settings import REFERENCE, Plan, Row
+
+ROUNDED, EXACT = "test.jsonl", "test.exact.jsonl"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are kept: `work` is not committed, `results` is."""
+
+    work: Path
+    results: Path
+
+    def run(self, name: str, row: str, seed: int) -> Path:
+        """Folder of one run's checkpoints and predictions."""
+        return self.work / name / "runs" / f"{row}.seed-{seed}"
+
+    def pretrained(self, name: str, row: str) -> Path:
+        """One pre-training (seed 0) serves all seeds of a row, so that their weights can be averaged."""
+        return self.work / name / "runs" / f"{row}.pretrain"
+
+    def result(self, name: str, row: str, seed: int) -> Path:
+        """The stored numbers of one run."""
+        return self.results / name / f"{row}.seed-{seed}.json"
+
+    def kept(self, name: str, row: str, seed: int) -> Path:
+        """Packed test predictions of the reference row, so that others are tested against it anywhere."""
+        return self.results / name / f"{row}.seed-{seed}.predictions.jsonl.gz"
+
+
+def run_row(
+    plan: Plan, row: Row, data: DataSet, seed: int, places: Places, *, again: bool = False
+) -> dict[str, Any]:
+    """Train, predict and evaluate one row with one seed, or return the stored result.
+
+    A stored result counts when the recipe still resolves to the same values (keys that are new since
+    then are ignored). A run that was killed goes on.
+    """
+    stored = places.result(data.name, row.name, seed)
+    resolved = plan.resolved(row, data.name)
+    if stored.is_file() and not again:
+        result: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
+        if same_settings(result["recipe"], resolved):
+            return result
+    commands = Commands()
+    folder = places.run(data.name, row.name, seed)
+    minutes: dict[str, float] = {}
+    best: dict[str, Any] = {}
+    init: list[str | Path] = []
+    overwrite = ["--overwrite"] if again else []
+    for stage in row.stages:
+        prefix = "pretrain-" if stage == "pretrain" else ""
+        out = places.pretrained(data.name, row.name) if prefix else folder / stage
+        sets = [word for change in plan.changes(row, data.name, stage) for word in ("--set", change)]
+        commands.amrctl(
+            stage, "--recipe", row.recipe, "--train", data.manifest(f"{prefix}train"),
+            "--val", data.manifest(f"{prefix}val"), "--features", data.features, *init,
+            "--seed", "0" if prefix else str(seed),
+            *sets, "--precision", "fp32", "--device", "cpu", "--out", out, *overwrite,
+        )  # fmt: skip
+        log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        minutes[stage] = round(sum(entry["seconds"] for entry in log) / 60, 2)
+        best[stage] = max(({"epoch": e["epoch"], **next(iter(e["val"].values()))} for e in log), key=_primary)
+        init = ["--init", out]
+    common: list[str | Path] = [
+        "--checkpoint", folder / "finetune" / "best.safetensors", "--features", data.features, "--overwrite",
+    ]  # fmt: skip
+    commands.amrctl("predict", *common, "--test", data.manifest("test"), "--out", folder / ROUNDED)
+    commands.amrctl(
+        "predict", *common, "--test", data.manifest("test"), "--round", "0", "--out", folder / EXACT
+    )
+    swapped = folder / "test-permuted.jsonl"
+    commands.amrctl("predict", *common, "--test", data.manifest("test-permuted"), "--out", swapped)
+    result = {
+        "row": row.name,
+        "set": data.name,
+        "seed": seed,
+        "metrics": metrics(commands.answer("evaluate", folder / ROUNDED, "--test", data.manifest("test"))),
+        "exact": metrics(commands.answer("evaluate", folder / EXACT, "--test", data.manifest("test"))),
+        "permuted": metrics(commands.answer("evaluate", swapped, "--test", data.manifest("test-permuted"))),
+        "validation": best,
+        "minutes": minutes,
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "versions": provenance.origin().get("versions"),
+        "recipe": resolved,
+        "commands": commands.ran,
+    }
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    provenance.write_json(stored, result)
+    if row.name == REFERENCE:
+        packed = gzip.compress((folder / ROUNDED).read_bytes(), mtime=0)
+        with provenance.writing(places.kept(data.name, row.name, seed), overwrite=True) as path:
+            path.write_bytes(packed)
+    return result
+
+
+def predictions(name: str, row: str, seed: int, places: Places) -> Path | None:
+    """Test predictions of a run: those in the work folder, else the packed ones, else None."""
+    found = places.run(name, row, seed) / ROUNDED
+    packed = places.kept(name, row, seed)
+    if not found.is_file() and packed.is_file():
+        found.parent.mkdir(parents=True, exist_ok=True)
+        found.write_bytes(gzip.decompress(packed.read_bytes()))
+    return found if found.is_file() else None
+
+
+def metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """Metric → percent, of one `evaluate --json`."""
+    return {name: round(told["mean"], 4) for name, told in report["metrics"].items()}
+
+
+def same_settings(stored: Any, now: Any) -> bool:
+    """Whether every value of `stored` is the same in `now`; keys that only `now` has are ignored."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        return all(key in now and same_settings(value, now[key]) for key, value in stored.items())
+    if isinstance(stored, list) and isinstance(now, list):
+        return len(stored) == len(now) and all(map(same_settings, stored, now))
+    return bool(stored == now)
+
+
+def _primary(entry: Mapping[str, float]) -> float:
+    return entry["R1@0.7"]

@@ -1,0 +1,227 @@
+"""The two data sets of the benchmark, made once into `WORK/<set>/` and frozen.
+
+`esc10`: 60 s recordings that `amrctl synth` mixes from the ESC-10 clips (folds 1-2 train, 3 val, 4 test), encoded
+with the embedded encoders. Pre-training: 30 s recordings of the embedded sound bank.
+
+`castella`: CASTELLA's annotations, cropped to 75 s around one moment of each query, with simulated features.
+Pre-training: the 400 Clotho-Moment queries over recordings of 60 s.
+
+Both: `train val test` and `pretrain-train pretrain-val` manifests, one feature file, and `test-permuted`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from amrctl import provenance
+from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
+from benchmarks.accuracy.commands import Commands
+from benchmarks.accuracy.settings import HERE
+
+SPLIT_OF_FOLD = {"1": "train", "2": "train", "3": "val", "4": "test"}
+SNR = "1.4"  # of the simulated features: chosen once so that qd-detr lands between 10 and 25 in R1@0.7
+CROP = "75"  # seconds
+# Moments of 2 to 5 s (the clips as they are), 7 s and 12 s (clips repeated end to end).
+MIXES = (
+    ("short", "2", "3-5", "1-2"),
+    ("middle", "7", "3-5", "1"),
+    ("long", "12", "3-4", "1"),
+)  # name, --min-event, --events-per-recording, --repeats
+MIX_RECORDINGS = "170"
+MIX_SPLITS = "train=0.6,val=0.12,test=0.28"
+PRETRAIN_SHARE = 0.9  # of the recordings of a pre-training set; the rest chooses its best epoch
+MANIFESTS = ("train", "val", "test", "pretrain-train", "pretrain-val")
+
+
+class FrozenError(Exception):
+    """The data made here is not the data that the stored results were measured on."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the given material lies: `data` holds esc10 and annotations, `bench` the two scripts."""
+
+    data: Path
+    bench: Path
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One prepared set in its folder."""
+
+    name: str
+    folder: Path
+
+    def manifest(self, name: str) -> Path:
+        """One of `MANIFESTS`, or `test-permuted`."""
+        return self.folder / f"{name}.jsonl"
+
+    @property
+    def features(self) -> Path:
+        """The feature file of all manifests."""
+        return self.folder / "features.h5"
+
+    @property
+    def commands(self) -> Path:
+        """The commands that made the set, one a line."""
+        return self.folder / "commands.txt"
+
+
+def prepare(name: str, work: Path, sources: Sources, results: Path) -> DataSet:
+    """Make the set, or find it made. Raises `FrozenError` when it differs from the one of the results.
+
+    A preparation that was killed goes on: `synth` and `extract-tef` resume, the rest is quick.
+    """
+    made = DataSet(name, work / name)
+    if not made.commands.is_file():
+        made.folder.mkdir(parents=True, exist_ok=True)
+        commands = Commands()
+        BUILDERS[name](made, sources, commands)
+        test = read_manifest(made.manifest("test"), clip_windows=True)
+        _write(made.manifest("test-permuted"), permuted(test))
+        provenance.write_text(made.commands, "\n".join(commands.ran) + "\n")
+    _freeze(made, results)
+    return made
+
+
+def caption_rows(clips: Path, captions: Path = HERE / "captions.yaml") -> list[dict[str, str]]:
+    """Rows `file, caption, event, split` for `amrctl synth`: each caption of its class for each clip."""
+    sentences = yaml.safe_load(captions.read_text(encoding="utf-8"))
+    with open(clips, encoding="utf-8", newline="") as stream:
+        return [
+            {"file": clip["file"], "caption": text, "event": clip["class"], "split": SPLIT_OF_FOLD[clip["fold"]]}
+            for clip in csv.DictReader(stream)
+            for text in sentences[clip["class"]]
+        ]
+
+
+def permuted(manifest: Manifest, seed: int = 0) -> list[Query]:
+    """The same recordings and moments, each asked for with another query's sentence (and its qid, which
+    is where the sentence's features are found). One cycle through all queries: none keeps its own."""
+    order = np.random.default_rng(seed).permutation(len(manifest)).tolist()
+    queries = manifest.queries
+    asked = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [
+        replace(query, qid=queries[asked[i]].qid, query=queries[asked[i]].query) for i, query in enumerate(queries)
+    ]
+
+
+def divided(manifest: Manifest, share: float = PRETRAIN_SHARE) -> tuple[list[Query], list[Query]]:
+    """Training and validation part by a hash of the recording, so that no recording is in both."""
+
+    def place(vid: str) -> float:
+        return int.from_bytes(hashlib.sha256(vid.encode()).digest()[:8], "big") / 2**64
+
+    queries = manifest.queries
+    return [q for q in queries if place(q.vid) < share], [q for q in queries if place(q.vid) >= share]
+
+
+def _esc10(made: DataSet, sources: Sources, commands: Commands) -> None:
+    captions = made.folder / "captions.csv"
+    rows = caption_rows(sources.data / "esc10" / "clips.csv")
+    with open(captions, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    mixed = []
+    for seed, (name, shortest, events, repeats) in enumerate(MIXES, start=1):
+        mixed.append(made.folder / "mixed" / name)
+        commands.amrctl(
+            "synth", "--events", sources.data / "esc10" / "audio", "--captions", captions,
+            "--recordings", MIX_RECORDINGS, "--splits", MIX_SPLITS, "--length", "60", "--snap", "--snr", "5-20",
+            "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
+            "--prefix", f"esc10-{name}", "--seed", str(seed), "--out", mixed[-1],
+        )  # fmt: skip
+    bank = made.folder / "mixed" / "pretrain"
+    commands.amrctl(
+        "synth", "--events", "builtin", "--recordings", "400", "--length", "30", "--snap", "--snr", "5-20",
+        "--events-per-recording", "1-3", "--prefix", "bank", "--seed", "9", "--out", bank,
+    )  # fmt: skip
+    for split in ("train", "val", "test"):
+        parts = [read_manifest(folder / f"{split}.jsonl") for folder in mixed]
+        poor = [v for part in parts for v, n in Counter(q.vid for q in part).items() if n < 3]
+        if poor:
+            raise FrozenError(f"recording {poor[0]} holds fewer than three different events")
+        _write(made.manifest(split), [query for part in parts for query in part])
+    _write_pretraining(made, read_manifest(bank / "manifest.jsonl"))
+    commands.amrctl(
+        "extract-tef", "--manifest", *_manifests(made), "--audio", made.folder / "mixed",
+        "--audio-encoder", "logmel", "--text-encoder", "words", "--out", made.features,
+    )  # fmt: skip
+
+
+def _castella(made: DataSet, sources: Sources, commands: Commands) -> None:
+    annotations = sources.data / "annotations"
+    for split in ("train", "val", "test"):
+        commands.python(
+            sources.bench / "crop.py",
+            annotations / f"castella_{split}_release.jsonl", made.manifest(split), "--length", CROP,
+        )  # fmt: skip
+    _write_pretraining(made, read_manifest(annotations / "clotho_moment_val_head400.jsonl"))
+    simulated = made.folder / "simulated"
+    commands.python(
+        sources.bench / "simfeatures.py", *_manifests(made), "--out", simulated, "--snr", SNR
+    )
+    commands.amrctl(
+        "extract-tef", "--manifest", *_manifests(made), "--audio-npz", simulated / "clap",
+        "--text-npz", simulated / "clap_text", "--name", "simulated", "--out", made.features,
+    )  # fmt: skip
+    shutil.rmtree(simulated)  # as large as the feature file, and no longer needed
+
+
+BUILDERS: dict[str, Callable[[DataSet, Sources, Commands], None]] = {"esc10": _esc10, "castella": _castella}
+
+
+def _manifests(made: DataSet) -> list[Path]:
+    return [made.manifest(name) for name in MANIFESTS]
+
+
+def _write_pretraining(made: DataSet, manifest: Manifest) -> None:
+    for name, queries in zip(("pretrain-train", "pretrain-val"), divided(manifest), strict=True):
+        _write(made.manifest(name), queries)
+
+
+def _write(path: Path, queries: Sequence[Query]) -> None:
+    write_manifest(path, queries, overwrite=True)
+
+
+def describe(made: DataSet) -> dict[str, Any]:
+    """Manifest → queries, recordings, moments and SHA-256: what decides whether numbers can be compared."""
+    told: dict[str, Any] = {}
+    for name in MANIFESTS:
+        manifest = read_manifest(made.manifest(name), clip_windows=True)
+        told[name] = {
+            "queries": len(manifest),
+            "recordings": len(manifest.recordings),
+            "moments": sum(len(query.windows or ()) for query in manifest),
+            "sha256": provenance.sha256(made.manifest(name)),
+        }
+    return told
+
+
+def _freeze(made: DataSet, results: Path) -> None:
+    import json
+
+    path = results / made.name / "data.json"
+    found: dict[str, Any] = {"manifests": describe(made)}
+    if made.name == "castella":
+        found["snr"] = SNR
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        provenance.write_json(path, found)
+    elif (frozen := json.loads(path.read_text(encoding="utf-8"))) != found:
+        names = [name for name, told in found["manifests"].items() if frozen["manifests"].get(name) != told]
+        raise FrozenError(
+            f"{made.folder} differs from {path} ({', '.join(names) or 'snr'}): its numbers cannot stand beside the "
+            f"stored ones; remove {results / made.name} to start a new series"
+        )

@@ -1,0 +1,95 @@
+"""`rows.yaml`: which systems are compared, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amrctl.recipe import STAGES, Stage, load
+
+HERE = Path(__file__).parent
+SETS = ("esc10", "castella")
+REFERENCE = "qd-detr"  # the row that all others are tested against
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system: a recipe, changes of its keys, and whether it is trained in two stages."""
+
+    name: str
+    recipe: str
+    pretrain: bool = False
+    set: tuple[str, ...] = ()
+    sets: tuple[str, ...] = SETS
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In the order in which they run."""
+        return STAGES if self.pretrain else ("finetune",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole file. `epochs`: set → stage → number."""
+
+    model: Mapping[str, Any]
+    train: tuple[str, ...]
+    epochs: Mapping[str, Mapping[str, int]]
+    rows: Mapping[str, Row]
+
+    def changes(self, row: Row, name: str, stage: Stage) -> list[str]:
+        """The `--set` values of one stage on the set `name`: shared ones first, the row's own last.
+
+        Of the shared sizes, those are given that the recipe (with the row's changes) has a place for.
+        """
+        plain = load(row.recipe, stage, row.set).to_dict()["model"]
+        return [
+            *(f"{path}={value}" for path, value in _places(plain, self.model)),
+            *self.train,
+            f"train.epochs={self.epochs[name][stage]}",
+            *row.set,
+        ]
+
+    def resolved(self, row: Row, name: str) -> dict[str, Any]:
+        """Stage → the recipe as it runs."""
+        return {
+            stage: load(row.recipe, stage, self.changes(row, name, stage)).to_dict() for stage in row.stages
+        }
+
+
+def read_plan(path: Path = HERE / "rows.yaml") -> Plan:
+    """Read the rows; a row with an unknown key or set is a `ValueError` that names it."""
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = {}
+    for name, given in raw["rows"].items():
+        unknown = set(given) - {"recipe", "pretrain", "set", "sets", "seeds"}
+        foreign = set(given.get("sets", ())) - set(SETS)
+        if unknown or foreign or "recipe" not in given:
+            raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'no recipe'}")
+        lists = {key: tuple(given[key]) for key in ("set", "sets", "seeds") if key in given}
+        rows[name] = Row(name=name, **{**given, **lists})
+    return Plan(raw["model"], tuple(raw["train"]), raw["epochs"], rows)
+
+
+def _places(model: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Paths of the keys in `wanted` that a resolved `model` block has.
+
+    `hidden_dim` is the block's own; `slot.key` belongs to that slot's components; a plain key to all.
+    """
+    for key, value in wanted.items():
+        slot_wanted, _, plain = key.rpartition(".")
+        if plain in model and not isinstance(model[plain], list | dict):
+            yield f"model.{plain}", value
+        for slot, content in model.items():
+            if slot_wanted not in ("", slot):
+                continue
+            if isinstance(content, dict) and plain in content:
+                yield f"model.{slot}.{plain}", value
+            if isinstance(content, list):
+                yield from ((f"model.{slot}.{part['kind']}.{plain}", value) for part in content if plain in part)

@@ -69,7 +69,12 @@ for _verb in VERBS:
 
 def call(arguments: list[str]) -> None:
     """Run one command in this process; errors are raised, not printed. `demo` uses it."""
-    code = app(_argv.spread(arguments), standalone_mode=False)
+    before = sys.argv
+    sys.argv = ["amrctl", *arguments]  # what the files that it writes name as their command
+    try:
+        code = app(_argv.spread(arguments), standalone_mode=False)
+    finally:
+        sys.argv = before
     if code:
         raise AmrctlError(f"amrctl {' '.join(arguments)}: ended with exit code {code}")
 

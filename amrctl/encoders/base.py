@@ -52,7 +52,8 @@ class AudioEncoder(Protocol):
         ...
 
     def attributes(self) -> Mapping[str, Any]:
-        """What the feature file says about the stream: `normalisation`, `version`, `checkpoint`, ..."""
+        """What the feature file says about the stream: `normalisation`, `version`, `checkpoint`,
+        `parameters` (how many frozen weights; submissions report them), ..."""
         ...
 
 

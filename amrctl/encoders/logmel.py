@@ -139,4 +139,4 @@ class LogMel:
         return np.asarray((np.stack(share, axis=1).ravel() - 0.4) / 0.2, dtype=np.float32)
 
     def attributes(self) -> Mapping[str, Any]:
-        return {"version": 1, "normalisation": "fixed centres and scales"}
+        return {"version": 1, "normalisation": "fixed centres and scales", "parameters": 0}

@@ -104,4 +104,4 @@ class Words:
         return Sentence(tokens, tokens[0].copy())
 
     def attributes(self) -> Mapping[str, Any]:
-        return {"version": 1, "normalisation": "length 1; stop words 0.25"}
+        return {"version": 1, "normalisation": "length 1; stop words 0.25", "parameters": 0}

@@ -44,7 +44,7 @@ class Detector(nn.Module):
         tokens: Tokens = self.tokens(batch)
         memory = self.encode(tokens)
         decoded = self.decoder(memory)
-        output = Output()
+        output = Output(extras=dict(memory.extras))  # loss terms see the output alone
         for head in self.heads.values():
             head(memory, decoded, output)
         for part in self.refine.values():

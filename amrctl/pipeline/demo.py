@@ -77,12 +77,12 @@ def plan(out: Path, size: Size, seed: int = 0) -> Plan:
         makes=(train, val, test),
     )  # fmt: skip
     for manifests, folder in (((pre_train, pre_val), pre), ((train, val, test), data)):
-        name = features if folder == data else out / "pretrain-features.h5"
+        file = features if folder == data else out / "pretrain-features.h5"
         step(
             "Turn sound and sentences into features with the embedded encoders",
             "extract-tef", "--manifest", *manifests, "--audio", folder / "audio",
-            "--audio-encoder", "logmel", "--text-encoder", "words", "--out", name,
-            makes=(name,),
+            "--audio-encoder", "logmel", "--text-encoder", "words", "--out", file,
+            makes=(file,),
         )  # fmt: skip
     step(
         "Pre-train the detector",
@@ -99,8 +99,8 @@ def plan(out: Path, size: Size, seed: int = 0) -> Plan:
         makes=(),
     )  # fmt: skip
     step("Average the two seeds' weights", "soup", runs, "--uniform", "--out", soup, makes=(soup,))
-    compared = {}
-    members = []
+    compared: dict[str, Path] = {}
+    members: list[Path] = []
     first, last = size.seeds.split("-")
     for name, checkpoint in (
         *((f"seed-{n}", runs / f"seed-{n}" / "best.safetensors") for n in range(int(first), int(last) + 1)),
@@ -140,6 +140,7 @@ def plan(out: Path, size: Size, seed: int = 0) -> Plan:
     step(
         "Pack a challenge submission",
         "submit", compared["soup"], compared["fused"], "--queries", test, "--label", LABEL,
+        "--development-scores", results / "soup.json", results / "fused.json",
         "--out", out / "submission",
         makes=(out / "submission",),
     )  # fmt: skip

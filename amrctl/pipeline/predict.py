@@ -107,8 +107,9 @@ def meta_of(checkpoint: Checkpoint, path: Path, datasets: Sequence[Path], roundi
         "rounding": rounding,
         "origin": provenance.origin(),
     }
+    meta["parameters"] = {"trainable": trainable}
     if all(isinstance(n, (int, float)) for n in frozen):
-        meta["parameters"] = {"trainable": trainable, "frozen": int(sum(frozen))}
+        meta["parameters"]["frozen"] = int(sum(frozen))
     return meta
 
 

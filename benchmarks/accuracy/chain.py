@@ -1,4 +1,7 @@
-"""What can be made of a row's three trained runs without more training; kept as `RESULTS/<set>/<row>.chain.json`."""
+"""What can be made of a row's trained runs without more training.
+
+Kept as `RESULTS/<set>/<row>.chain.json`.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
     Left alone when it is stored for these seeds, or when a run's files are not in the work folder.
     """
     path = places.results / data.name / f"{row.name}.chain.json"
+    if len(seeds) < 2:
+        return
     if path.is_file() and not again and json.loads(path.read_text(encoding="utf-8"))["seeds"] == list(seeds):
         return
     folders = [places.run(data.name, row.name, seed) for seed in seeds]
@@ -51,13 +56,10 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
     rounded = [folder / ROUNDED for folder in folders]
     results: dict[str, Any] = {}
     for name, files in made.items():
-        report = commands.answer(
-            "evaluate", *files, "--test", data.manifest("test"), "--against", *rounded
-        )
+        report = commands.answer("evaluate", *files, "--test", data.manifest("test"), "--against", *rounded)
         results[name] = {
             "metrics": {metric: round(told["mean"], 4) for metric, told in report["metrics"].items()},
             "against": report["against"]["metrics"],
         }
-    provenance.write_json(
-        path, {"row": row.name, "set": data.name, "seeds": list(seeds), "made": results, "commands": commands.ran}
-    )
+    told = {"row": row.name, "set": data.name, "seeds": list(seeds), "made": results}
+    provenance.write_json(path, {**told, "commands": commands.ran})

@@ -28,7 +28,8 @@ class Commands:
 
     def answer(self, *args: str | Path) -> Any:
         """`amrctl ARGS --json`; returns what it printed."""
-        return json.loads(self._run([sys.executable, "-m", "amrctl"], "amrctl", (*args, "--json"), capture=True))
+        words = (*args, "--json")
+        return json.loads(self._run([sys.executable, "-m", "amrctl"], "amrctl", words, capture=True))
 
     def python(self, script: Path, *args: str | Path) -> None:
         """A script of the shared benchmark tools."""

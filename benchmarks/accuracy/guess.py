@@ -69,7 +69,7 @@ def drawn(rng: np.random.Generator, train: Manifest, duration: float) -> list[tu
 
 
 def _prediction(query: Query, windows: Iterable[tuple[float, float]]) -> Prediction:
-    rows = []
+    rows: list[tuple[float, float, float]] = []
     for start, end in windows:
         start = min(start, query.duration - 1)
         rows.append((start, min(end, query.duration), 1 - len(rows) / (WINDOWS + 1)))

@@ -1,4 +1,7 @@
-"""One trained run: stages, predictions on the test split, metrics; kept as `RESULTS/<set>/<row>.seed-<n>.json`."""
+"""One trained run: stages, predictions on the test split, metrics.
+
+Kept as `RESULTS/<set>/<row>.seed-<n>.json`.
+"""
 
 from __future__ import annotations
 

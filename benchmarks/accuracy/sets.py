@@ -1,7 +1,7 @@
 """The two data sets of the benchmark, made once into `WORK/<set>/` and frozen.
 
-`esc10`: 60 s recordings that `amrctl synth` mixes from the ESC-10 clips (folds 1-2 train, 3 val, 4 test), encoded
-with the embedded encoders. Pre-training: 30 s recordings of the embedded sound bank.
+`esc10`: 60 s recordings that `amrctl synth` mixes from the ESC-10 clips (folds 1-2 train, 3 val, 4 test),
+encoded with the embedded encoders. Pre-training: 30 s recordings of the embedded sound bank.
 
 `castella`: CASTELLA's annotations, cropped to 75 s around one moment of each query, with simulated features.
 Pre-training: the 400 Clotho-Moment queries over recordings of 60 s.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,14 +29,14 @@ from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
 from benchmarks.accuracy.commands import Commands
 from benchmarks.accuracy.settings import HERE
 
-SPLIT_OF_FOLD = {"1": "train", "2": "train", "3": "val", "4": "test"}
-SNR = "1.4"  # of the simulated features: chosen once so that qd-detr lands between 10 and 25 in R1@0.7
+SPLITS = {"1": "train", "2": "train", "3": "val", "4": "test"}
+SNR = "2.0"  # of the simulated features: chosen once so that qd-detr lands between 10 and 25 in R1@0.7
 CROP = "75"  # seconds
-# Moments of 2 to 5 s (the clips as they are), 7 s and 12 s (clips repeated end to end).
+# Moments of 2 to 5 s (the clips as they are), 6 s and 10 s (clips repeated end to end).
 MIXES = (
     ("short", "2", "3-5", "1-2"),
-    ("middle", "7", "3-5", "1"),
-    ("long", "12", "3-4", "1"),
+    ("middle", "6", "3-5", "1"),
+    ("long", "10", "3", "1"),
 )  # name, --min-event, --events-per-recording, --repeats
 MIX_RECORDINGS = "170"
 MIX_SPLITS = "train=0.6,val=0.12,test=0.28"
@@ -90,7 +91,7 @@ def prepare(name: str, work: Path, sources: Sources, results: Path) -> DataSet:
         test = read_manifest(made.manifest("test"), clip_windows=True)
         _write(made.manifest("test-permuted"), permuted(test))
         provenance.write_text(made.commands, "\n".join(commands.ran) + "\n")
-    _freeze(made, results)
+    freeze(made, results)
     return made
 
 
@@ -99,7 +100,7 @@ def caption_rows(clips: Path, captions: Path = HERE / "captions.yaml") -> list[d
     sentences = yaml.safe_load(captions.read_text(encoding="utf-8"))
     with open(clips, encoding="utf-8", newline="") as stream:
         return [
-            {"file": clip["file"], "caption": text, "event": clip["class"], "split": SPLIT_OF_FOLD[clip["fold"]]}
+            {"file": clip["file"], "caption": text, "event": clip["class"], "split": SPLITS[clip["fold"]]}
             for clip in csv.DictReader(stream)
             for text in sentences[clip["class"]]
         ]
@@ -111,9 +112,8 @@ def permuted(manifest: Manifest, seed: int = 0) -> list[Query]:
     order = np.random.default_rng(seed).permutation(len(manifest)).tolist()
     queries = manifest.queries
     asked = dict(zip(order, [*order[1:], order[0]], strict=True))
-    return [
-        replace(query, qid=queries[asked[i]].qid, query=queries[asked[i]].query) for i, query in enumerate(queries)
-    ]
+    others = (queries[asked[i]] for i in range(len(queries)))
+    return [replace(q, qid=o.qid, query=o.query) for q, o in zip(queries, others, strict=True)]
 
 
 def divided(manifest: Manifest, share: float = PRETRAIN_SHARE) -> tuple[list[Query], list[Query]]:
@@ -138,8 +138,8 @@ def _esc10(made: DataSet, sources: Sources, commands: Commands) -> None:
         mixed.append(made.folder / "mixed" / name)
         commands.amrctl(
             "synth", "--events", sources.data / "esc10" / "audio", "--captions", captions,
-            "--recordings", MIX_RECORDINGS, "--splits", MIX_SPLITS, "--length", "60", "--snap", "--snr", "5-20",
-            "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
+            "--recordings", MIX_RECORDINGS, "--splits", MIX_SPLITS, "--length", "60", "--snap",
+            "--snr", "5-20", "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
             "--prefix", f"esc10-{name}", "--seed", str(seed), "--out", mixed[-1],
         )  # fmt: skip
     bank = made.folder / "mixed" / "pretrain"
@@ -169,9 +169,7 @@ def _castella(made: DataSet, sources: Sources, commands: Commands) -> None:
         )  # fmt: skip
     _write_pretraining(made, read_manifest(annotations / "clotho_moment_val_head400.jsonl"))
     simulated = made.folder / "simulated"
-    commands.python(
-        sources.bench / "simfeatures.py", *_manifests(made), "--out", simulated, "--snr", SNR
-    )
+    commands.python(sources.bench / "simfeatures.py", *_manifests(made), "--out", simulated, "--snr", SNR)
     commands.amrctl(
         "extract-tef", "--manifest", *_manifests(made), "--audio-npz", simulated / "clap",
         "--text-npz", simulated / "clap_text", "--name", "simulated", "--out", made.features,
@@ -209,19 +207,24 @@ def describe(made: DataSet) -> dict[str, Any]:
     return told
 
 
-def _freeze(made: DataSet, results: Path) -> None:
-    import json
+def freeze(made: DataSet, results: Path) -> None:
+    """Write what the set is to `RESULTS/<set>/data.json`, or compare with what is written there.
 
+    Raises `FrozenError` when they differ.
+    """
     path = results / made.name / "data.json"
-    found: dict[str, Any] = {"manifests": describe(made)}
-    if made.name == "castella":
-        found["snr"] = SNR
+    found: dict[str, Any] = {"snr": SNR if made.name == "castella" else None, "manifests": describe(made)}
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        provenance.write_json(path, found)
-    elif (frozen := json.loads(path.read_text(encoding="utf-8"))) != found:
-        names = [name for name, told in found["manifests"].items() if frozen["manifests"].get(name) != told]
+        commands = made.commands.read_text(encoding="utf-8").splitlines()
+        provenance.write_json(path, {**found, "commands": commands})
+        return
+    frozen = json.loads(path.read_text(encoding="utf-8"))
+    differing = [n for n, told in found["manifests"].items() if frozen["manifests"].get(n) != told]
+    if frozen["snr"] != found["snr"]:
+        differing.append("snr")
+    if differing:
         raise FrozenError(
-            f"{made.folder} differs from {path} ({', '.join(names) or 'snr'}): its numbers cannot stand beside the "
-            f"stored ones; remove {results / made.name} to start a new series"
+            f"{made.folder} differs from {path} ({', '.join(differing)}): its numbers cannot stand beside "
+            f"the stored ones; remove {results / made.name} to start a new series"
         )

@@ -92,4 +92,5 @@ def _places(model: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tup
             if isinstance(content, dict) and plain in content:
                 yield f"model.{slot}.{plain}", value
             if isinstance(content, list):
-                yield from ((f"model.{slot}.{part['kind']}.{plain}", value) for part in content if plain in part)
+                having = [part["kind"] for part in content if plain in part]
+                yield from ((f"model.{slot}.{kind}.{plain}", value) for kind in having)

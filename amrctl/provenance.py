@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,22 +71,58 @@ def _temporary(target: Path) -> Path:
         raise OutputError(f"cannot write {target}: {error.strerror}") from None
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"cannot write {target}: the folder is read-only")
+    _remove_leftovers(target)
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what writers of `target` that were killed left beside it."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d{{1,9}})(\.old)?\.tmp")
+    with os.scandir(target.parent) as entries:
+        left = [(Path(e.path), int(m[1])) for e in entries if (m := pattern.fullmatch(e.name))]
+    for path, writer in left:
+        if writer == os.getpid() or _runs(writer):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this number is there; where that cannot be asked, it is."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # not ours
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def writing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
-    The rename is atomic, so a kill leaves the old file or none. Raises `OutputError` when `path`
-    exists and `overwrite` is false, or when its folder cannot be made.
+    The rename is atomic, so a kill leaves the old file or none; what it leaves beside it goes with the
+    next writing of `path`. Permissions are those of any new file, whatever the body makes of them.
+    Raises `OutputError` when `path` exists and `overwrite` is false, or when its folder cannot be made.
     """
     target = refuse_existing(path, overwrite)
     if target.is_dir():
         raise OutputError(f"{target} is a folder; --out needs a file")
     temporary = _temporary(target)
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # asking for the umask would change it for a moment
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from None
+    try:
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(target)
@@ -96,23 +134,32 @@ def writing(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
 def writing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """As `writing`, for a folder that appears whole or not at all.
 
-    What it replaces is deleted, so a folder around the current or the home folder is refused.
+    What it replaces is moved aside, then deleted: a kill leaves the old folder, the new one or none.
+    A folder around the current or the home folder is refused.
     """
     target = refuse_existing(path, overwrite)
     if target.exists() and any(f.is_relative_to(target.resolve()) for f in (Path.cwd(), Path.home())):
         raise OutputError(f"{target} would be deleted with all that is in it; choose another --out")
     temporary = _temporary(target)
-    shutil.rmtree(temporary, ignore_errors=True)
+    aside = temporary.with_suffix(".old.tmp")
+    for path in (temporary, aside):  # of an earlier process of this number
+        shutil.rmtree(path, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         if target.is_dir():
-            shutil.rmtree(target)
+            target.replace(aside)
         elif target.exists():
             target.unlink()
-        temporary.replace(target)
+        try:
+            temporary.replace(target)
+        except OSError:
+            if aside.is_dir():
+                aside.replace(target)
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for path in (temporary, aside):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:

@@ -218,6 +218,8 @@ def _step(node: Any, key: str, item: str, path: str) -> Any:
             raise RecipeError(f"--set {item}: '{path}' is a value, not a block")
         return node[index]
     child = node.get(key)
+    if child is None and path.removeprefix("model.") in _LIST_SLOTS:
+        raise RecipeError(f"--set {item}: this recipe has no {key} components; add some with {path}=[...]")
     if child is None:
         child = node[key] = {}
     elif isinstance(child, str):

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# An option means the same in every verb, so its name is enough.
-SEVERAL = ("--against", "--development-scores", "--manifest", "--teacher")
+_TRAINING = ("--train", "--val")
+
+# Verb -> its options that take several files. By verb, because an option may take one file elsewhere:
+# `search --checkpoint C a.wav` would lose its recording.
+SEVERAL = {
+    "synth": ("--captions", "--exclude"),
+    "extract-tef": ("--manifest",),
+    "pretrain": _TRAINING,
+    "finetune": _TRAINING,
+    "distill": (*_TRAINING, "--teacher"),
+    "predict": ("--checkpoint", "--test"),
+    "evaluate": ("--against",),
+    "submit": ("--development-scores",),
+}
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
@@ -13,13 +25,15 @@ def spread(arguments: Sequence[str]) -> list[str]:
 
     What stands before such an option stays positional: `evaluate P Q --against R S --test M`.
     """
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    several = SEVERAL.get(verb, ())
     done: list[str] = []
     current = ""
     for i, word in enumerate(arguments):
         if word == "--":
             return [*done, *arguments[i:]]
         name = word.partition("=")[0]
-        if name in SEVERAL:
+        if name in several:
             current = name
         elif word.startswith("-") and len(word) > 1:
             current = ""

@@ -20,14 +20,14 @@ RecipeOption = Annotated[
 ]
 Train = Annotated[
     list[Path],
-    typer.Option("--train", help="Labelled manifest; give it again to join several.", metavar="M.jsonl"),
+    typer.Option("--train", help="Labelled manifests; several are joined.", metavar="M.jsonl..."),
 ]
 Val = Annotated[
     list[Path],
     typer.Option(
         "--val",
         help="Labelled manifest that chooses the best epoch; further ones are only logged.",
-        metavar="M.jsonl",
+        metavar="M.jsonl...",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Run folder to write, or to go on with.", metavar="RUN")]
@@ -43,9 +43,6 @@ OneSeed = Annotated[
 Seeds = Annotated[
     str | None,
     typer.Option("--seeds", help="Several runs, each in RUN/seed-<n>: 0-4 or 1,3,5-7.", metavar="SEEDS"),
-]
-TrainPrecision = Annotated[
-    str, typer.Option("--precision", help="fp32, bf16, or auto (bf16 where the processor has it).")
 ]
 
 

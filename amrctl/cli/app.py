@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -35,36 +36,40 @@ VERBS = (
     "inspect",
 )
 
-app = typer.Typer(
-    name="amrctl",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
-
-
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"amrctl {__version__}")
         raise typer.Exit
 
 
-@app.callback(help="Audio moment retrieval: sound files and sentences in, challenge files out.")
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    """Audio moment retrieval: sound files and sentences in, challenge files out."""
 
 
-for _verb in VERBS:
-    _name = _verb.replace("-", "_")
-    if not (Path(__file__).parent / f"{_name}.py").exists():
-        continue
-    _module = importlib.import_module(f"amrctl.cli.{_name}")
-    app.command(_verb)(_module.run)
+def build(verbs: Sequence[str] = VERBS) -> typer.Typer:
+    """The command with these verbs; each costs the import of its module."""
+    app = typer.Typer(
+        name="amrctl",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    for verb in verbs:
+        module = importlib.import_module(f"amrctl.cli.{verb.replace('-', '_')}")
+        app.command(verb)(module.run)
+    return app
+
+
+def _run(arguments: Sequence[str], **how: Any) -> Any:
+    """Run a command line; only the verb that it names is imported, all of them if it names none."""
+    first = next((word for word in arguments if not word.startswith("-")), "")
+    return build([first] if first in VERBS else VERBS)(_argv.spread(arguments), prog_name="amrctl", **how)
 
 
 def call(arguments: list[str]) -> None:
@@ -72,7 +77,7 @@ def call(arguments: list[str]) -> None:
     before = sys.argv
     sys.argv = ["amrctl", *arguments]  # what the files that it writes name as their command
     try:
-        code = app(_argv.spread(arguments), standalone_mode=False)
+        code = _run(arguments, standalone_mode=False)
     finally:
         sys.argv = before
     if code:
@@ -84,8 +89,11 @@ def main() -> None:
     # read when torch loads: threads that wait by spinning make a step several times slower as soon
     # as anything else runs on the machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the screen cannot show is no fault
     try:
-        app(_argv.spread(sys.argv[1:]))
+        _run(sys.argv[1:])
     except AmrctlError as error:
         print(f"amrctl: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from amrctl.cli._options import ClipWindows, Device, Features, Json, Overwrite, Quiet, Sets, Verbose
-from amrctl.cli._training import Init, OneSeed, Out, Seeds, Train, TrainPrecision, Val
+from amrctl.cli._options import (
+    ClipWindows,
+    Device,
+    Features,
+    Json,
+    Overwrite,
+    Precision,
+    Quiet,
+    Sets,
+    Verbose,
+)
+from amrctl.cli._training import Init, OneSeed, Out, Seeds, Train, Val
 
 
 def run(
@@ -43,7 +53,7 @@ def run(
     seeds: Seeds = None,
     sets: Sets = None,
     device: Device = "auto",
-    precision: TrainPrecision = "auto",
+    precision: Precision = "auto",
     clip_windows: ClipWindows = False,
     overwrite: Overwrite = False,
     json_mode: Json = False,

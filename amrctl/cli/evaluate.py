@@ -67,9 +67,9 @@ def run(
         refuse_existing(out, overwrite)
     manifest = read_manifest(test, clip_windows=clip_windows, need_windows=True)
     result = report(
-        [read_predictions(path, scores=False) for path in predictions],
+        [read_predictions(path, scores=False, empty_windows=True) for path in predictions],
         manifest,
-        against=[read_predictions(path, scores=False) for path in against or ()],
+        against=[read_predictions(path, scores=False, empty_windows=True) for path in against or ()],
         partial=partial,
         resamples=resamples,
         seed=seed,

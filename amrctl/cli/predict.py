@@ -24,11 +24,16 @@ def run(
     checkpoint: Annotated[
         list[Path],
         typer.Option(
-            "--checkpoint", help="Weights (.safetensors, or an official .ckpt); several are pooled."
+            "--checkpoint",
+            help="Weights (.safetensors, or an official .ckpt); several are pooled.",
+            metavar="C...",
         ),
     ],
     features: Features,
-    test: Annotated[list[Path], typer.Option("--test", help="Queries to answer (windows are not needed).")],
+    test: Annotated[
+        list[Path],
+        typer.Option("--test", help="Queries to answer (windows are not needed).", metavar="M.jsonl..."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The prediction file.")],
     rounding: Annotated[
         float | None,
@@ -63,7 +68,7 @@ def run(
 
       amrctl predict --checkpoint run/best.safetensors --features f.h5 --test test.jsonl --out p.jsonl
 
-      amrctl predict --checkpoint a.safetensors --checkpoint b.safetensors --features f.h5
+      amrctl predict --checkpoint a.safetensors b.safetensors --features f.h5
       --test test.jsonl --round 0 --out p.jsonl
     """
     from amrctl.cli._console import Console

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from amrctl.cli._options import ClipWindows, Device, Features, Json, Overwrite, Quiet, Sets, Verbose
-from amrctl.cli._training import Init, OneSeed, Out, RecipeOption, Seeds, Train, TrainPrecision, Val
+from amrctl.cli._options import (
+    ClipWindows,
+    Device,
+    Features,
+    Json,
+    Overwrite,
+    Precision,
+    Quiet,
+    Sets,
+    Verbose,
+)
+from amrctl.cli._training import Init, OneSeed, Out, RecipeOption, Seeds, Train, Val
 
 
 def run(
@@ -17,7 +27,7 @@ def run(
     seeds: Seeds = None,
     sets: Sets = None,
     device: Device = "auto",
-    precision: TrainPrecision = "auto",
+    precision: Precision = "auto",
     clip_windows: ClipWindows = False,
     overwrite: Overwrite = False,
     json_mode: Json = False,

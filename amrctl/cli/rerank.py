@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amrctl.cli._options import Json, Overwrite, Quiet, Verbose
+from amrctl.cli._options import Features, Json, Overwrite, Quiet, Verbose
 
 VERIFIERS = ("similarity",)
 
@@ -15,7 +15,7 @@ VERIFIERS = ("similarity",)
 def run(
     predictions: Annotated[Path, typer.Argument(metavar="P.jsonl", help="The prediction file.")],
     out: Annotated[Path, typer.Option("--out", help="The re-ordered prediction file.")],
-    features: Annotated[Path, typer.Option("--features", help="Feature file written by extract-tef.")],
+    features: Features,
     verifier: Annotated[str, typer.Option("--verifier", help="Who judges: similarity.")] = "similarity",
     train: Annotated[
         Path | None,

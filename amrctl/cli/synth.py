@@ -51,8 +51,8 @@ def run(
         list[Path] | None,
         typer.Option(
             "--captions",
-            help="Captions of the clips (repeatable) (default: EVENTS/captions.csv).",
-            metavar="FILE",
+            help="Captions of the clips (default: EVENTS/captions.csv).",
+            metavar="FILE...",
             rich_help_panel=_MATERIAL,
         ),
     ] = None,
@@ -68,8 +68,8 @@ def run(
         list[Path] | None,
         typer.Option(
             "--exclude",
-            help="List of ids whose clips are not used (repeatable).",
-            metavar="FILE",
+            help="Lists of ids whose clips are not used.",
+            metavar="FILE...",
             rich_help_panel=_MATERIAL,
         ),
     ] = None,
@@ -211,7 +211,7 @@ def run(
       amrctl synth --events clips/ --captions captions.csv --recordings 500
       --length 60 --backgrounds streets/ --snr 0-15 --seed 1 --out synth/
 
-      amrctl synth --events wavcaps/ --captions bbc.json --captions
+      amrctl synth --events wavcaps/ --captions bbc.json
       soundbible.json --backgrounds demand/ --preset five-minute --out mid/
     """
     from amrctl.cli._console import Console

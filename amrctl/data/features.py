@@ -136,9 +136,10 @@ class FeatureFile:
             return self._stream(side, name).info
         wanted = f"'{name}'{near(name, known)}" if name != "auto" else "at all"
         encoder = name if name != "auto" else ("words" if side == "text" else "logmel")
+        source = "--audio DIR " if side == "audio" else ""
         raise FeatureError(
             f"{self.path} has no {side} stream {wanted}; add one: "
-            f"amrctl extract-tef --manifest M.jsonl --{side}-encoder {encoder} --out {self.path}"
+            f"amrctl extract-tef --manifest M.jsonl {source}--{side}-encoder {encoder} --out {self.path}"
         )
 
     def ids(self, side: Side, name: str) -> list[str]:

@@ -88,12 +88,13 @@ def meta_path(path: Path | str) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
-def read_predictions(path: Path | str, *, scores: bool = True) -> Predictions:
+def read_predictions(path: Path | str, *, scores: bool = True, empty_windows: bool = False) -> Predictions:
     """Read a prediction file and its provenance.
 
     `scores=False` also takes the challenge's form `[[start, end], ...]` and gives the window at
     position i of n the score `1 - i / n`; scores that are there are then kept, whatever their
-    range. A query may have no window. Raises `PredictionError` with `FILE:LINE` and qid: broken
+    range. A query may have no window. `empty_windows` takes windows of no length, which rounding
+    leaves in files of the official code. Raises `PredictionError` with `FILE:LINE` and qid: broken
     JSON, missing keys, not numbers, NaN, start >= end, score outside 0..1, qid twice.
     """
     path = Path(path)
@@ -101,7 +102,7 @@ def read_predictions(path: Path | str, *, scores: bool = True) -> Predictions:
     items: list[Prediction] = []
     lines: dict[str, int] = {}
     for line, record in jsonlines.objects(path, text, PredictionError):
-        item = _prediction(f"{path}:{line}", record, scores)
+        item = _prediction(f"{path}:{line}", record, scores, empty_windows)
         if item.qid in lines:
             raise PredictionError(f"{path}:{line}: qid {item.qid} is on line {lines[item.qid]} already")
         lines[item.qid] = line
@@ -231,7 +232,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _prediction(where: str, record: dict[str, Any], scores: bool) -> Prediction:
+def _prediction(where: str, record: dict[str, Any], scores: bool, empty: bool) -> Prediction:
     read = jsonlines.read_qid(record)
     if read is None:
         raise PredictionError(f"{where}: qid is missing, or no text or whole number that can be stored")
@@ -245,14 +246,14 @@ def _prediction(where: str, record: dict[str, Any], scores: bool) -> Prediction:
         duration = math.nan
     elif not jsonlines.is_number(duration) or duration <= 0:
         raise PredictionError(f"{where}: duration is not a positive number of seconds")
-    windows = _windows(where, record.get("pred_relevant_windows"), scores)
+    windows = _windows(where, record.get("pred_relevant_windows"), scores, empty)
     saliency = None
     if record.get("pred_saliency_scores") is not None:
         saliency = _saliency(where, record["pred_saliency_scores"])
     return Prediction(qid, record["query"], record["vid"], float(duration), windows, saliency, int_qid)
 
 
-def _windows(where: str, raw: Any, scores: bool) -> npt.NDArray[np.float64]:
+def _windows(where: str, raw: Any, scores: bool, empty: bool) -> npt.NDArray[np.float64]:
     if not isinstance(raw, list):
         raise PredictionError(f"{where}: pred_relevant_windows is missing or not a list")
     widths = {len(window) if isinstance(window, list) else -1 for window in raw}
@@ -263,7 +264,7 @@ def _windows(where: str, raw: Any, scores: bool) -> npt.NDArray[np.float64]:
     for window in raw:
         if not all(map(jsonlines.is_number, window)):
             raise PredictionError(f"{where}: window {json.dumps(window)[:60]} holds something not a number")
-        if window[0] >= window[1]:
+        if window[0] > window[1] or (window[0] == window[1] and not empty):
             raise PredictionError(
                 f"{where}: window [{window[0]:g}, {window[1]:g}] does not end after it starts"
             )

@@ -271,6 +271,10 @@ def _notes(predictions: Predictions, paired: Paired) -> list[str]:
             " (the official script stops there)"
         )
     listed = [p for p in items if len(p.windows)]
+    flat = [p.qid for p in listed if (p.windows[:, 0] == p.windows[:, 1]).any()]
+    if flat:
+        count = sum(int((p.windows[:, 0] == p.windows[:, 1]).sum()) for p in listed)
+        notes.append(f"{name}: {count} windows have no length ({first(flat)}); they overlap nothing")
     if listed and all(np.array_equal(p.windows[:, 2], _by_position(len(p.windows))) for p in listed):
         notes.append(f"{name}: scores are 1 - i/n by place in the list, as for a file without scores")
     unsorted = [p.qid for p in listed if p.windows[0, 2] < p.windows[:KEPT, 2].max()]

@@ -210,11 +210,28 @@ def test_a_batch_equals_its_rows(slot: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", registry.kinds("auxiliary"))
 def test_training_only_parts_are_not_built_for_inference(kind: str) -> None:
     _, trained = made("auxiliary", kind)
+    assert kind in trained.train()(batch()).extras
+    assert kind not in trained.eval()(batch()).extras  # nor run in validation
     _, used = made("auxiliary", kind, training=False)
     assert len(trained.auxiliary) > 0
     assert len(used.auxiliary) == 0
     rest = {name for name in trained.state_dict() if not name.startswith("auxiliary.")}
     assert set(used.state_dict()) == rest
+
+
+def test_a_second_pass_leaves_the_extras_of_the_first() -> None:
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, tokens: Tokens) -> Tokens:
+            tokens.extras["passes"] = tokens.extras.get("passes", torch.zeros(())) + 1
+            seen.append(int(tokens.extras["passes"]))
+            return tokens
+
+    _, detector = made("auxiliary", "negative-pairs")
+    detector.fusion["counting"] = Counting()
+    assert detector.train()(batch()).extras["passes"] == 1
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("kind", TERMS)

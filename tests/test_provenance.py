@@ -40,6 +40,15 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["out.txt"]
 
 
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
+    """The name moves to a new file; the old one is not written into."""
+    target, link = tmp_path / "out.txt", tmp_path / "link.txt"
+    provenance.write_text(target, "old")
+    os.link(target, link)
+    provenance.write_text(target, "new")
+    assert (target.read_text(), link.read_text()) == ("new", "old")
+
+
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "out.txt"
     provenance.write_text(target, "old")
@@ -68,8 +77,52 @@ def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"now\n"
         process.send_signal(signal.SIGKILL)
     assert target.read_text() == "old"
+    assert len(names(tmp_path)) == 2
     provenance.write_text(target, "new")
     assert target.read_text() == "new"
+    assert names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="whether a process lives is asked the POSIX way")
+def test_what_dead_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        dead = process.pid
+    alive, here = os.getppid(), os.getpid()
+    kept = [
+        f".out.txt.{alive}.tmp",  # a writer at work
+        f".other.txt.{dead}.tmp",  # of another target
+        f".out.txt.old.{dead}.tmp",  # of a target called out.txt.old
+        f".out.txt.{dead}.tmp.txt",
+        f"out.txt.{dead}.tmp",
+    ]
+    for name in (*kept, f".out.txt.{dead}.tmp", f".out.txt.{here}.tmp"):
+        (tmp_path / name).write_text("half")
+    provenance.write_text(tmp_path / "out.txt", "new")
+    assert names(tmp_path) == sorted([*kept, "out.txt"])
+
+    for name in (f".made.{dead}.tmp", f".made.{dead}.old.tmp"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    with provenance.writing_folder(tmp_path / "made"):
+        pass
+    assert names(tmp_path) == sorted([*kept, "made", "out.txt"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX systems")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_new_files_have_the_permissions_of_new_files(tmp_path: Path, mask: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(mask)
+    try:
+        target = tmp_path / "weights.safetensors"
+        for _ in range(2):  # new, and over an old one
+            with provenance.writing(target) as temporary:
+                save_file({"x": torch.zeros(1)}, temporary)
+                temporary.chmod(0o600)  # as some writers leave it, on any version
+            assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
 
 
 def test_an_existing_file_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -114,6 +167,30 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     with provenance.writing_folder(target, overwrite=True) as temporary:
         (temporary / "b").write_text("2")
     assert names(target) == ["b"]
+    assert names(tmp_path) == ["made"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "old").write_text("")
+    replace = Path.replace
+
+    def refuse(self: Path, to: Path) -> Path:
+        if to == target and not self.name.endswith(".old.tmp"):
+            raise PermissionError(13, "no")
+        return replace(self, to)
+
+    def write() -> None:
+        with provenance.writing_folder(target, overwrite=True) as temporary:
+            (temporary / "new").write_text("")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError):
+        write()
+    assert names(target) == ["old"]
     assert names(tmp_path) == ["made"]
 
 

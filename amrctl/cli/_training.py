@@ -38,7 +38,7 @@ Init = Annotated[
     ),
 ]
 OneSeed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Same seed, same machine: same bits (default 0).")
+    int | None, typer.Option("--seed", min=0, help="Same seed, same machine: same result (default: 0).")
 ]
 Seeds = Annotated[
     str | None,

@@ -36,6 +36,7 @@ VERBS = (
     "inspect",
 )
 
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"amrctl {__version__}")

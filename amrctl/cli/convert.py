@@ -11,7 +11,7 @@ from amrctl.cli._options import Json, Overwrite, Quiet
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors of ours, or an official .ckpt.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Ours (.safetensors, run folder) or official (.ckpt).")],
     out: Annotated[Path, typer.Option("--out", help="The other layout: .ckpt or .safetensors.")],
     overwrite: Overwrite = False,
     json_mode: Json = False,
@@ -33,6 +33,7 @@ def run(
     from amrctl.errors import CheckpointError
     from amrctl.model import checkpoint as ours
     from amrctl.model import official
+    from amrctl.run_folder import find_checkpoint
 
     suffixes = (".ckpt", ".pth", ".pt")
     to_official = out.suffix in suffixes
@@ -41,7 +42,7 @@ def run(
             f"{checkpoint} and {out} have the same layout; one is .safetensors, the other .ckpt"
         )
     provenance.refuse_existing(out, overwrite)
-    found = ours.read(checkpoint)
+    found = ours.read(find_checkpoint(checkpoint))
     if to_official:
         official.write(out, found, overwrite=overwrite)
     else:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from amrctl.cli._options import Json, Quiet
+from amrctl.cli._options import Json, Quiet, Seed
 
 
 def run(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another data set.")] = 0,
+    seed: Seed = 0,
     json_mode: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -25,7 +25,7 @@ def run(
         list[Path],
         typer.Option(
             "--checkpoint",
-            help="Weights (.safetensors, or an official .ckpt); several are pooled.",
+            help="Weights (.safetensors, a run folder, an official .ckpt); several are pooled.",
             metavar="C...",
         ),
     ],

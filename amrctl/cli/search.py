@@ -25,7 +25,7 @@ def run(
     sentences: Annotated[
         list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, one or more.")
     ],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Weights written by finetune or soup.")],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Weights, or a run folder.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Moments a sentence.")] = 3,
     min_score: Annotated[
         float, typer.Option("--min-score", min=0, max=1, help="Leave out moments below this score.")

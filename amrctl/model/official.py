@@ -43,6 +43,9 @@ _PREFIXES = (
 _WHOLE = {"global_rep_token": "tokens.summary", "global_rep_pos": "tokens.summary_position"}
 _UNUSED = "txt_position_embed."
 _TEXT_POSITIONS = 32
+_HEADS = 8  # of attention, where a file does not say it
+_SETTABLE = ("hidden_dim", "layers", "queries", "heads", "inner", "dropout")  # in the official code too
+_BLOCKS = ("fusion.text-to-audio", "encoder.transformer", "decoder")
 _SIZES = (  # the matrices that tell a network's widths
     "input_aud_proj.0.net.1.weight",
     "input_txt_proj.0.net.1.weight",
@@ -85,7 +88,8 @@ def theirs(key: str) -> str:
     raise CheckpointError(f"'{key}' has no place in the official layout; only recipe qd-detr exports to it")
 
 
-def _raw(path: Path) -> dict[str, Tensor]:
+def _raw(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The weights of a file, and its number of attention heads, which leaves no trace in them."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     easydict: Any = (OrderedDict, "easydict.EasyDict")
@@ -98,7 +102,9 @@ def _raw(path: Path) -> dict[str, Tensor]:
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no model weights (expected a dict of tensors under 'model')")
-    return state
+    told = loaded.get("opt") if "model" in loaded else None
+    heads = told.get("nheads") if isinstance(told, dict) else None
+    return state, heads if type(heads) is int and heads > 0 else _HEADS
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
@@ -113,7 +119,7 @@ def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:
     `CheckpointError`.
     """
     path = Path(path)
-    state = _raw(path)
+    state, heads = _raw(path)
     lighthouse = "input_vid_proj.0.net.1.weight" in state
     state = {k.replace("input_vid_proj.", "input_aud_proj."): v.float() for k, v in state.items()}
     state = {k: v for k, v in state.items() if not k.startswith(_UNUSED)}
@@ -142,6 +148,7 @@ def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:
         "model.fusion.text-to-audio.inner": inner,
         "model.encoder.transformer.inner": inner,
         "model.decoder.inner": inner,
+        **{f"model.{block}.heads": heads for block in _BLOCKS},
     }
     if lighthouse:
         settings["features.text"] = "[{name: auto, l2: true, max_tokens: 32}]"
@@ -165,6 +172,14 @@ def export(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises `CheckpointError` for recipes with parts that the official network does not have.
     """
     state = {theirs(key): value.detach().clone() for key, value in checkpoint.tensors.items()}
+    # parts without weights, as another place for the TEF columns, show in the recipe only
+    known = load("qd-detr", "finetune").to_dict()["model"]
+    other = _unlike(known, checkpoint.recipe.to_dict()["model"], "model")
+    if other:
+        raise CheckpointError(
+            f"recipe {checkpoint.recipe.name} has no place in the official layout: {other}; only recipe "
+            "qd-detr exports to it, in any size"
+        )
     hidden = checkpoint.recipe.model.hidden_dim
     state[f"{_UNUSED}position_embeddings.weight"] = torch.zeros(_TEXT_POSITIONS, hidden)
     state[f"{_UNUSED}LayerNorm.weight"] = torch.ones(hidden)
@@ -172,8 +187,31 @@ def export(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return state
 
 
+def _unlike(official: Any, ours: Any, where: str) -> str:
+    """The first difference that is no size, told as `key is X, officially Y`; empty if there is none."""
+    if isinstance(official, dict) and isinstance(ours, dict):
+        keys = [k for k in {**official, **ours} if k not in (*_SETTABLE, "auxiliary")]
+        found = (_unlike(official.get(k), ours.get(k), f"{where}.{k}") for k in keys)
+        return next(filter(None, found), "")
+    if isinstance(official, list) and isinstance(ours, list) and len(official) == len(ours):
+        found = (_unlike(a, b, where) for a, b in zip(official, ours, strict=True))
+        return next(filter(None, found), "")
+    return "" if official == ours else f"{where} is {ours}, officially {official}"
+
+
 def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
-    """Write `{"model": ..., "epoch": ...}` in the official layout."""
+    """Write `{"model", "epoch", "opt": {"nheads"}}` in the official layout.
+
+    Raises `CheckpointError` for a network that the official code does not have.
+    """
     state = export(checkpoint)
+    model = checkpoint.recipe.to_dict()["model"]
+    heads = {block["heads"] for block in (*model["fusion"], *model["encoder"], model["decoder"])}
+    if len(heads) > 1:
+        raise CheckpointError(
+            f"recipe {checkpoint.recipe.name} has {' and '.join(map(str, sorted(heads)))} attention heads in "
+            "different blocks; the official network has one number for all"
+        )
     with provenance.writing(path, overwrite=overwrite) as temporary:
-        torch.save({"model": state, "epoch": checkpoint.epoch}, temporary)
+        content = {"model": state, "epoch": checkpoint.epoch, "opt": {"nheads": heads.pop()}}
+        torch.save(content, temporary)

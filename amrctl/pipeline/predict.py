@@ -20,6 +20,7 @@ from amrctl.inference import predict as inference
 from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import Recipe, from_dict
+from amrctl.run_folder import find_checkpoint
 from amrctl.training.precision import pick_device, resolve
 
 SIDES: tuple[Literal["audio", "text"], ...] = ("audio", "text")
@@ -128,7 +129,7 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
     metas: list[dict[str, Any]] = []
     sets = [*request.sets, *([f"inference.keep={request.keep}"] if request.keep is not None else [])]
     keep = 10
-    for path in request.checkpoints:
+    for path in map(find_checkpoint, request.checkpoints):
         checkpoint = read(path, sets=sets)
         keep = checkpoint.recipe.inference.keep
         with FeatureFile(request.features) as features:

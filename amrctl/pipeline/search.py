@@ -38,6 +38,7 @@ from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
 from amrctl.pipeline.predict import pinned
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import from_dict
+from amrctl.run_folder import find_checkpoint
 from amrctl.training.precision import pick_device, resolve
 
 _ALL = 1000  # windows a sentence that near copies are looked for in
@@ -141,7 +142,7 @@ def search(request: SearchRequest, report: Reporter = SILENT) -> Found:
     _check(request)
     device = pick_device(request.device)
     precision = resolve(request.precision, device)
-    path = request.checkpoint
+    path = find_checkpoint(request.checkpoint)
     # Near copies are dropped from all the model says, so that `top` are left where there are as many.
     checkpoint = read(path, sets=[*request.sets, f"inference.keep={max(request.top, _ALL)}"])
     rate, _, samples = probe(request.audio)

@@ -5,8 +5,8 @@ Kept as `RESULTS/<set>/<row>.seed-<n>.json`.
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Places:
 
     def kept(self, name: str, row: str, seed: int) -> Path:
         """Packed test predictions of the reference row, so that others are tested against it anywhere."""
-        return self.results / name / f"{row}.seed-{seed}.predictions.jsonl.gz"
+        return self.results / name / f"{row}.seed-{seed}.predictions.jsonl.xz"
 
 
 def run_row(
@@ -105,7 +105,7 @@ def run_row(
     stored.parent.mkdir(parents=True, exist_ok=True)
     provenance.write_json(stored, result)
     if row.name == REFERENCE:
-        packed = gzip.compress((folder / ROUNDED).read_bytes(), mtime=0)
+        packed = lzma.compress((folder / ROUNDED).read_bytes(), preset=9)
         with provenance.writing(places.kept(data.name, row.name, seed), overwrite=True) as path:
             path.write_bytes(packed)
     return result
@@ -117,7 +117,7 @@ def predictions(name: str, row: str, seed: int, places: Places) -> Path | None:
     packed = places.kept(name, row, seed)
     if not found.is_file() and packed.is_file():
         found.parent.mkdir(parents=True, exist_ok=True)
-        found.write_bytes(gzip.decompress(packed.read_bytes()))
+        found.write_bytes(lzma.decompress(packed.read_bytes()))
     return found if found.is_file() else None
 
 

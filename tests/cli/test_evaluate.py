@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,48 @@ def test_scoring_on_training_data_is_said_loudly(cli: Cli, tmp_path: Path) -> No
     done = cli("evaluate", file, "--test", M, "--json")
     assert done.err.startswith(f"CAUTION: {file} comes from a checkpoint that was trained on {M}")
     assert json.loads(done.out)["trained_on_reference"] is True
+
+
+def test_windows_that_rounding_made_empty_score_nothing_and_are_counted(cli: Cli, tmp_path: Path) -> None:
+    """The official code rounds to whole seconds and may write [7, 7]; reversed windows stay a fault."""
+    manifest, answers = tmp_path / "m.jsonl", tmp_path / "p.jsonl"
+    labels = {"qid": 1, "query": "rain", "vid": "a", "duration": 20, "relevant_windows": [[7, 10]]}
+    manifest.write_text(json.dumps(labels) + "\n")
+
+    def answer(*windows: list[float]) -> None:
+        record = {"qid": 1, "query": "rain", "vid": "a", "pred_relevant_windows": windows}
+        answers.write_text(json.dumps(record) + "\n")
+
+    answer([7, 7, 0.9], [7, 10, 0.8], [9, 9, 0.1])
+    done = cli("evaluate", answers, "--test", manifest, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["brief"]["MR-full-R1@0.5"] == 0
+    assert told["extra"]["R5@0.7"] == 100
+    assert told["brief"]["MR-full-mAP@0.5"] == 50  # the second of the list is the first hit
+    assert "2 windows have no length (first: 1); they overlap nothing" in done.err
+    for refused in (
+        cli("fuse", answers, "--pool", "--out", tmp_path / "f.jsonl"),
+        cli("submit", answers, "--queries", manifest, "--label", "A_B_task6_1", "--out", tmp_path / "s"),
+    ):
+        assert (refused.code, "window [7, 7] does not end after it starts" in refused.err) == (2, True)
+    answer([8, 7, 0.9])
+    done = cli("evaluate", answers, "--test", manifest)
+    assert (done.code, "window [8, 7] does not end after it starts" in done.err) == (2, True)
+
+
+def test_a_screen_that_knows_ascii_only(tmp_path: Path) -> None:
+    names = {"vid": "Möwe", "query": "une vague déferle – 波", "qid": "ä1"}
+    labels = tmp_path / "Prüfung.jsonl"
+    labels.write_text(json.dumps({**names, "duration": 9, "relevant_windows": [[1, 3]]}) + "\n")
+    answers = tmp_path / "Antwort.jsonl"
+    answers.write_text(json.dumps({**names, "pred_relevant_windows": [[1, 1, 0.5]]}) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "amrctl", "evaluate", answers, answers, "--test", labels],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on Pr\\xfcfung.jsonl: 1 queries" in done.stdout.decode("ascii")
+    assert "Traceback" not in done.stderr.decode("ascii")

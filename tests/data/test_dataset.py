@@ -124,7 +124,7 @@ def test_buckets_pad_less_and_are_still_shuffled(tmp_path: Path) -> None:
     assert padding(first) < 0.5 * padding(list(plain.epoch(0, 0)))
     assert sum(len(b) < 4 for b in first) <= 1
     means = [float(b.lengths.double().mean()) for b in first]
-    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.5  # no batch order by length
+    assert 0.25 < (np.diff(means) > 0).mean() < 0.75  # batches do not come in order of length
     together = [{frozenset(b.qids) for b in epoch} for epoch in (first, second)]
     assert not together[0] & together[1]  # other companions in the next epoch
 

@@ -83,10 +83,10 @@ def test_label_by_hand() -> None:
 def test_a_query_on_a_moment_left_out_is_not_background() -> None:
     data = with_spans([[[0.5, 0.2]], [[0.5, 0.2]]])
     assert data.targets is not None
-    data.targets.ignored = torch.tensor([[[0.25, 0.1]], [[0.25, 0.1]]])
+    data.targets.ignored = torch.tensor([[[0.25, 0.125]], [[0.25, 0.125]]])
     data.targets.ignored_mask = torch.tensor([[True], [False]])
-    # on it; IoU 0.5 with it (half as wide); just below; elsewhere but matched
-    row = [[0.25, 0.1], [0.25, 0.05], [0.25, 0.049], [0.25, 0.1]]
+    # on it; IoU 0.5 with it (half as wide); just below; on it but matched
+    row = [[0.25, 0.125], [0.25, 0.0625], [0.25, 0.0624], [0.25, 0.125]]
     output = Output(logits=torch.zeros(1, 2, 4, 2), spans=torch.tensor([[row, row]]))
     matches = pairs((0, 3, 0), (1, 0, 0))
     assert counted(output, data, matches, 0).tolist() == [[False, False, True, True], [True] * 4]
@@ -224,6 +224,18 @@ def test_the_total_is_the_weighted_sum_over_layers() -> None:
         assert float(loss.weighted[name]) == pytest.approx(both)
     assert float(loss.weighted["saliency"]) == pytest.approx(0.25 * float(loss.raw["saliency"]))
     assert loss.total.item() == pytest.approx(sum(float(v) for v in loss.weighted.values()))
+
+
+def test_of_two_equal_spans_the_surer_query_is_matched() -> None:
+    """The class cost of matching is the weight of the class term; without one, the first query wins."""
+    made = recipe("losses.saliency=null", "model.auxiliary=[]")
+    detector = build(made, (AUDIO_DIM,), (TEXT_DIM,), training=True)
+    data = with_spans([[[0.5, 0.2]], [[0.5, 0.2]]])
+    logits = torch.tensor([0.0, 3.0, -3.0])[:, None] * torch.tensor([0.5, -0.5])  # p_fg 0.5, 0.95, 0.05
+    output = Output(logits=logits.expand(1, 2, 3, 2), spans=torch.full((1, 2, 3, 2), 0.4))
+    got = float(Criterion(made, detector)(output, data).raw["label"])
+    surer, other, wrong = (math.log(1 + math.exp(-z)) for z in (3.0, 0.0, 3.0))
+    assert got == pytest.approx((surer + 0.1 * (other + wrong)) / 3)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,13 @@ def test_losses_equal_the_released_code(released: Path, golden: dict[str, Any]) 
     assert len(golden["losses"]) == 7
     wanted = sum(weights[k.split("_")[1]] * v for k, v in golden["losses"].items())
     assert loss.total.item() == pytest.approx(wanted, rel=1e-6)
+    loss.total.backward()
+    norms = golden["gradient_norms"]
+    assert len(norms) == 175
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None, name
+        theirs = norms[official.theirs(name)]
+        assert float(parameter.grad.norm()) == pytest.approx(theirs, rel=1e-4, abs=1e-5), name
 
 
 def test_the_mask_fault_is_there_only_when_asked_for(released: Path, golden: dict[str, Any]) -> None:

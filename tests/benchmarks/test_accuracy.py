@@ -1,0 +1,262 @@
+"""The accuracy benchmark's own arithmetic: rows, sets, resume and tables (no training)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from amrctl.data.manifest import Manifest, Query, write_manifest
+from amrctl.evaluation.moments import METRICS
+from benchmarks.accuracy import run, sets, tables
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.guess import best_fixed, drawn, guesses
+from benchmarks.accuracy.settings import HERE, REFERENCE, SETS, Plan, read_plan
+
+CLASSES = {
+    "baby cry", "chainsaw", "clock tick", "dog bark", "fire crackling",
+    "helicopter", "person sneeze", "rain", "rooster", "sea waves",
+}  # fmt: skip
+
+
+def queries(count: int, vids: int = 10_000) -> list[Query]:
+    return [
+        Query(f"q{i}", f"sentence {i}", f"v{i % vids}", 60.0, ((float(i % 50), float(i % 50 + 5)),))
+        for i in range(count)
+    ]
+
+
+def manifest(items: list[Query]) -> Manifest:
+    return Manifest(None, tuple(items), ())
+
+
+def test_captions_cover_the_ten_classes_and_name_one_class_each() -> None:
+    captions = yaml.safe_load((HERE / "captions.yaml").read_text(encoding="utf-8"))
+    assert set(captions) == CLASSES
+    assert min(len(set(sentences)) for sentences in captions.values()) >= 6
+    every = Counter(" ".join(text.split()).casefold() for texts in captions.values() for text in texts)
+    assert max(every.values()) == 1
+
+
+def test_no_real_clip_is_in_two_splits(shared: Path) -> None:
+    rows = sets.caption_rows(shared / "data" / "esc10" / "clips.csv")
+    split_of: dict[str, set[str]] = {}
+    for row in rows:
+        split_of.setdefault(row["file"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in split_of.values())
+    assert Counter(min(splits) for splits in split_of.values()) == {"train": 160, "val": 80, "test": 80}
+    for split in ("train", "val", "test"):
+        assert {row["event"] for row in rows if row["split"] == split} == CLASSES
+    assert {(shared / "data" / "esc10" / "audio" / file).is_file() for file in split_of} == {True}
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_permuted_gives_every_query_the_sentence_of_another(count: int) -> None:
+    plain = queries(count)
+    swapped = sets.permuted(manifest(plain))
+    assert [(q.vid, q.windows) for q in swapped] == [(q.vid, q.windows) for q in plain]
+    assert sorted((q.qid, q.query) for q in swapped) == sorted((q.qid, q.query) for q in plain)
+    assert all(a.qid != b.qid for a, b in zip(plain, swapped, strict=True))
+    assert swapped == sets.permuted(manifest(plain))
+
+
+def test_divided_keeps_recordings_whole_and_shares_about_a_tenth() -> None:
+    train, val = sets.divided(manifest(queries(2000, vids=1000)))
+    assert not {q.vid for q in train} & {q.vid for q in val}
+    assert len(train) + len(val) == 2000
+    assert 140 <= len(val) <= 260
+
+
+def test_frozen_data_that_differs_is_refused_by_name(tmp_path: Path) -> None:
+    made = sets.DataSet("castella", tmp_path / "work")
+    made.folder.mkdir()
+    for name in sets.MANIFESTS:
+        write_manifest(made.manifest(name), queries(4))
+    made.commands.write_text("made\n")
+    sets.freeze(made, tmp_path)
+    sets.freeze(made, tmp_path)
+    write_manifest(made.manifest("val"), queries(5), overwrite=True)
+    with pytest.raises(sets.FrozenError, match=r"differs from .*data\.json \(val\)"):
+        sets.freeze(made, tmp_path)
+
+
+def test_every_row_resolves_with_the_shared_settings_on_both_sets() -> None:
+    plan = read_plan()
+    assert REFERENCE in plan.rows
+    for row in plan.rows.values():
+        for name in SETS:
+            for stage, recipe in plan.resolved(row, name).items():
+                assert recipe["train"]["epochs"] == plan.epochs[name][stage]
+                assert recipe["model"]["hidden_dim"] == plan.model["hidden_dim"]
+                assert recipe["model"]["decoder"]["heads"] == plan.model["heads"]
+
+
+def test_shared_sizes_are_given_only_where_the_recipe_has_a_place() -> None:
+    plan = read_plan()
+    row = replace(plan.rows[REFERENCE], set=("model.encoder=null", "train.batch=8"))
+    changes = plan.changes(row, "esc10", "finetune")
+    assert not any(change.startswith("model.encoder.") for change in changes)
+    assert plan.resolved(row, "esc10")["finetune"]["train"]["batch"] == 8  # the row's own goes last
+
+
+def test_a_row_with_an_unknown_key_is_named(tmp_path: Path) -> None:
+    raw = yaml.safe_load((HERE / "rows.yaml").read_text(encoding="utf-8"))
+    raw["rows"]["typo"] = {"recipe": "qd-detr", "pretain": True}
+    path = tmp_path / "rows.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=r"row typo: \['pretain'\]"):
+        read_plan(path)
+
+
+def test_best_fixed_windows_are_the_ones_that_serve_most_queries() -> None:
+    windows = [((0.0, 10.0),)] * 5 + [((20.0, 30.0),)] * 4 + [((40.0, 44.0), (50.0, 60.0))] * 2
+    train = manifest([Query(str(i), "s", str(i), 60.0, w) for i, w in enumerate(windows)])
+    first, second, third = best_fixed(train, wanted=3)
+    for found, truth in ((first, (0, 10)), (second, (20, 30))):
+        inside = min(found[1], truth[1]) - max(found[0], truth[0])
+        assert inside / (max(found[1], truth[1]) - min(found[0], truth[0])) >= 0.7
+    assert third[0] >= 35
+
+
+def test_guesses_are_valid_predictions(tmp_path: Path) -> None:
+    made = sets.DataSet("esc10", tmp_path)
+    write_manifest(made.manifest("train"), queries(40))
+    write_manifest(made.manifest("test"), [replace(q, duration=56.5) for q in queries(30)])
+    told = guesses(made)
+    assert all(0 <= value <= 100 for metrics in told.values() for value in metrics.values())
+    assert told["best fixed windows"]["R5@0.7"] > 0
+    assert told == guesses(made)
+    import numpy as np
+
+    for start, end in drawn(np.random.default_rng(1), manifest(queries(40)), 4.0):
+        assert 0 <= start < end <= 4
+
+
+class Fake:
+    """Stands for the command line: writes what training would, and counts."""
+
+    calls: list[str]
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def amrctl(self, verb: str, *args: str | Path) -> None:
+        type(self).calls.append(verb)
+        out = Path(args[args.index("--out") + 1])
+        if verb in ("pretrain", "finetune"):
+            out.mkdir(parents=True, exist_ok=True)
+            entries = [
+                {"val": {"val": {"R1@0.7": 5.0, "mAP": 1.0}}, "epoch": 1, "seconds": 30.0},
+                {"val": {"val": {"R1@0.7": 7.0, "mAP": 2.0}}, "epoch": 2, "seconds": 60.0},
+            ]
+            (out / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        else:
+            out.write_text("predictions\n")
+
+    def answer(self, *_: str | Path) -> dict[str, Any]:
+        return {"metrics": {name: {"mean": 12.34567} for name in METRICS}}
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run a row with the command line replaced by `Fake`."""
+    Fake.calls = []
+    monkeypatch.setattr(run, "Commands", Fake)
+
+    def call(plan: Plan, name: str = REFERENCE, **options: Any) -> dict[str, Any]:
+        Fake.calls.clear()
+        places = run.Places(tmp_path / "work", tmp_path / "results")
+        data = sets.DataSet("esc10", tmp_path / "work" / "esc10")
+        return run.run_row(plan, plan.rows[name], data, 1, places, **options)
+
+    return call
+
+
+def test_a_finished_run_is_not_repeated_until_its_settings_change(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = read_plan()
+    result = trained(plan)
+    assert Fake.calls == ["finetune", "predict", "predict", "predict"]
+    assert result["minutes"] == {"finetune": 1.5}
+    assert result["validation"]["finetune"] == {"epoch": 2, "R1@0.7": 7.0, "mAP": 2.0}
+    assert result["metrics"]["R1@0.7"] == 12.3457
+    assert trained(plan) == result
+    assert Fake.calls == []
+    trained(replace(plan, train=(*plan.train, "train.clip=0.5")))
+    assert Fake.calls[0] == "finetune"
+    trained(replace(plan, train=(*plan.train, "train.clip=0.5")), again=True)
+    assert Fake.calls[0] == "finetune"
+    places = run.Places(tmp_path / "elsewhere", tmp_path / "results")
+    unpacked = run.predictions("esc10", REFERENCE, 1, places)
+    assert unpacked is not None
+    assert unpacked.read_text() == "predictions\n"
+
+
+def test_a_row_of_two_stages_goes_on_from_its_pretraining(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    result = trained(read_plan(), "qd-detr+pretrain")
+    assert Fake.calls[:2] == ["pretrain", "finetune"]
+    assert set(result["recipe"]) == {"pretrain", "finetune"}
+    assert (tmp_path / "work" / "esc10" / "runs" / "qd-detr+pretrain.pretrain" / "log.jsonl").is_file()
+
+
+def test_new_keys_do_not_make_a_stored_result_stale() -> None:
+    assert run.same_settings({"a": [{"b": 1}]}, {"a": [{"b": 1, "new": 0}], "new": 2})
+    assert not run.same_settings({"a": [{"b": 1}]}, {"a": [{"b": 2}]})
+    assert not run.same_settings({"a": [1, 2]}, {"a": [1]})
+    assert not run.same_settings({"a": 1}, {"b": 1})
+
+
+def test_tables_hold_mean_spread_and_paired_test(tmp_path: Path) -> None:
+    assert tables.mean_and_spread([10.0, 12.0, 14.0]) == "12.0 ± 2.0"
+    assert tables.mean_and_spread([10.04]) == "10.0"
+    results, page = tmp_path / "results", tmp_path / "page.md"
+    folder = results / "esc10"
+    folder.mkdir(parents=True)
+    counts = {"queries": 1234, "recordings": 2, "moments": 3, "sha256": "0"}
+    (folder / "data.json").write_text(
+        json.dumps({"manifests": {"train": counts}, "commands": ["amrctl synth"]})
+    )
+    for seed, value in enumerate((40.0, 44.0)):
+        entry = {
+            "row": REFERENCE, "seed": seed, "metrics": dict.fromkeys(METRICS, value),
+            "permuted": {"R1@0.7": 4.0}, "minutes": {"finetune": 3.0}, "commands": ["amrctl finetune"],
+        }  # fmt: skip
+        (folder / f"{REFERENCE}.seed-{seed}.json").write_text(json.dumps(entry))
+    told = {"difference": 1.25, "low": -0.5, "high": 3.0, "p": 0.0123, "beats": True}
+    (folder / "other.against.json").write_text(
+        json.dumps({"row": "other", "metrics": {"R1@0.7": told, "mAP": {**told, "beats": False}}})
+    )
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    assert main(["--tables", "--results", str(results), "--page", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith(f"{tables.END}\nafter\n")
+    assert "old" not in text
+    cells = " | ".join(["42.0 ± 2.8"] * len(tables.METRICS))
+    assert f"| `qd-detr` | 2 | {cells} | 4.0 ± 0.0 | 3.0 |" in text
+    assert "| `other` | +1.2 (-0.5 to +3.0), p 0.012, **beats** | +1.2 (-0.5 to +3.0), p 0.012 |" in text
+    assert "| train | 2 | 1,234 | 3 |" in text
+    assert "amrctl synth\namrctl finetune" in text
+
+
+def test_stored_results_belong_to_the_frozen_data() -> None:
+    """What is committed: three seeds of the reference on both sets, the control below ten, and in range."""
+    plan = read_plan()
+    for name in SETS:
+        runs = tables.read_results(HERE / "results", name)[REFERENCE]
+        assert [stored["seed"] for stored in runs] == list(plan.rows[REFERENCE].seeds)
+        for stored in runs:
+            assert run.same_settings(stored["recipe"], plan.resolved(plan.rows[REFERENCE], name))
+            assert stored["permuted"]["R1@0.7"] < 10
+            assert sum(stored["minutes"].values()) <= 5
+    castella = tables.read_results(HERE / "results", "castella")[REFERENCE]
+    assert 10 <= sum(stored["metrics"]["R1@0.7"] for stored in castella) / 3 <= 25

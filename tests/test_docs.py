@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from amrctl.cli.app import VERBS, build
+from amrctl.recipe import load
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -85,8 +86,9 @@ def faults(command: str) -> list[str]:
 
 def test_the_reader_of_commands_sees_what_a_person_sees() -> None:
     text = (
-        "Say `amrctl inspect F --json`, or `amrctl\nrecipes`.\n```\n$ amrctl pretrain|finetune --recipe R \\\n"
-        "    --out RUN   # --not-an-option\namrctl fuse a b --wbf\n            [--iou 0.5]\nnot amrctl --x\n```\n"
+        "Say `amrctl inspect F --json`, or `amrctl\nrecipes`.\n"
+        "```\n$ amrctl pretrain|finetune --recipe R \\\n    --out RUN   # --not-an-option\n"
+        "amrctl fuse a b --wbf\n            [--iou 0.5]\nnot amrctl --x\namrctl: no --y\n```\n"
         "```python\namrctl = 1\n```\n"
     )
     found = [" ".join(command.split()) for command in commands(text)]
@@ -122,11 +124,34 @@ def test_every_verb_has_a_page_that_shows_it_and_is_in_the_readme(verb: str) -> 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_examples_of_every_help_text_exist(verb: str) -> None:
+    shown = examples(verb)
+    assert shown, f"amrctl {verb} --help has no examples"
+    assert not [fault for example in shown for fault in faults(example)]
+
+
+def examples(verb: str) -> list[str]:
+    """The commands in a verb's help text."""
     module = importlib.import_module(f"amrctl.cli.{verb.replace('-', '_')}")
     lines = re.split(r"\n\s*\n", module.run.__doc__.partition("Examples:")[2])
-    examples = [" ".join(line.split()) for line in lines if line.strip().startswith("amrctl ")]
-    assert examples, f"amrctl {verb} --help has no examples"
-    assert not [fault for example in examples for fault in faults(example)]
+    return [" ".join(line.split()) for line in lines if line.strip().startswith("amrctl ")]
+
+
+# a key that stands for any, the made-up component of a page, and a mistake that is shown with its answer
+NOT_REAL = ("KEY=", "key.path=", "inference.x=", "local-average", "train.epoch=3")
+
+
+def test_every_recipe_key_in_the_documentation_can_be_set() -> None:
+    shown = [command for page in TEXTS for command in commands(page.read_text(encoding="utf-8"))]
+    shown += [example for verb in VERBS for example in examples(verb)]
+    text = "\n".join([*shown, *(FENCE.sub("", page.read_text(encoding="utf-8")) for page in TEXTS)])
+    sets = {
+        quoted or plain
+        for quoted, plain in re.findall(r"""--set (?:["']([^"']+)["']|([^\s`|"'\]]+))""", text)
+    }
+    sets = {s.rstrip(".,;:)") for s in sets if "=" in s and not any(word in s for word in NOT_REAL)}
+    assert len(sets) > 5
+    for item in sorted(sets):
+        load("qd-detr", "finetune", [item])  # raises for a key or a value that is wrong
 
 
 def links(page: Path) -> Iterator[Path]:

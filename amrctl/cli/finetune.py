@@ -46,7 +46,7 @@ def run(
 
       amrctl finetune --recipe qd-detr --train T.jsonl --val V.jsonl --features F.h5 --seeds 0-4 --out runs
 
-      amrctl finetune --recipe qd-detr ... --set train.epochs=50 --set train.schedule.kind=cosine
+      amrctl finetune --recipe qd-detr ... --set train.epochs=50 --set "train.schedule={kind: cosine}"
     """
     from amrctl import recipe as recipes
     from amrctl.cli._console import Console

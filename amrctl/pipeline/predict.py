@@ -162,6 +162,8 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
     if len(members) == 1:
         items, meta = members[0], metas[0]
     else:
+        if request.saliency:
+            report.note("--saliency: curves of several checkpoints cannot be pooled; none is written")
         items = pool(members, keep=keep)
         meta = merge_meta(metas, "predict", [])
     write_predictions(request.out, items, meta, overwrite=request.overwrite)

@@ -89,7 +89,9 @@ def prepare(name: str, work: Path, sources: Sources, results: Path) -> DataSet:
         commands = Commands()
         BUILDERS[name](made, sources, commands)
         test = read_manifest(made.manifest("test"), clip_windows=True)
-        _write(made.manifest("test-permuted"), permuted(test))
+        names = classes()
+        swapped = permuted(test, lambda query: names.get(query.query, query.query))
+        _write(made.manifest("test-permuted"), swapped)
         provenance.write_text(made.commands, "\n".join(commands.ran) + "\n")
     freeze(made, results)
     return made
@@ -106,14 +108,29 @@ def caption_rows(clips: Path, captions: Path = HERE / "captions.yaml") -> list[d
         ]
 
 
-def permuted(manifest: Manifest, seed: int = 0) -> list[Query]:
+def permuted(manifest: Manifest, meaning: Callable[[Query], str], seed: int = 0) -> list[Query]:
     """The same recordings and moments, each asked for with another query's sentence (and its qid, which
-    is where the sentence's features are found). One cycle through all queries: none keeps its own."""
-    order = np.random.default_rng(seed).permutation(len(manifest)).tolist()
+    is where the sentence's features are found). No query gets a sentence of its own `meaning`.
+
+    Raises `ValueError` when one meaning has more than half of the queries.
+    """
     queries = manifest.queries
-    asked = dict(zip(order, [*order[1:], order[0]], strict=True))
+    kinds = Counter(meaning(query) for query in queries)
+    shift = max(kinds.values())
+    if 2 * shift > len(queries):
+        raise ValueError(f"{shift} of {len(queries)} queries mean the same; no permutation can part them")
+    drawn = np.random.default_rng(seed).permutation(len(queries)).tolist()
+    # equal meanings stand together; a step as long as the longest such row leads out of each
+    order = sorted(drawn, key=lambda i: meaning(queries[i]))
+    asked = {mine: order[(place + shift) % len(order)] for place, mine in enumerate(order)}
     others = (queries[asked[i]] for i in range(len(queries)))
     return [replace(q, qid=o.qid, query=o.query) for q, o in zip(queries, others, strict=True)]
+
+
+def classes(captions: Path = HERE / "captions.yaml") -> dict[str, str]:
+    """Sentence → the class of ESC-10 that it names."""
+    sentences = yaml.safe_load(captions.read_text(encoding="utf-8"))
+    return {text: name for name, texts in sentences.items() for text in texts}
 
 
 def divided(manifest: Manifest, share: float = PRETRAIN_SHARE) -> tuple[list[Query], list[Query]]:
@@ -139,7 +156,7 @@ def _esc10(made: DataSet, sources: Sources, commands: Commands) -> None:
         commands.amrctl(
             "synth", "--events", sources.data / "esc10" / "audio", "--captions", captions,
             "--recordings", MIX_RECORDINGS, "--splits", MIX_SPLITS, "--length", "60", "--snap",
-            "--snr", "5-20", "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
+            "--snr", "0-15", "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
             "--prefix", f"esc10-{name}", "--seed", str(seed), "--out", mixed[-1],
         )  # fmt: skip
     bank = made.folder / "mixed" / "pretrain"

@@ -59,11 +59,21 @@ def test_no_real_clip_is_in_two_splits(shared: Path) -> None:
 @pytest.mark.parametrize("count", [2, 3, 50])
 def test_permuted_gives_every_query_the_sentence_of_another(count: int) -> None:
     plain = queries(count)
-    swapped = sets.permuted(manifest(plain))
+    swapped = sets.permuted(manifest(plain), lambda query: query.query)
     assert [(q.vid, q.windows) for q in swapped] == [(q.vid, q.windows) for q in plain]
     assert sorted((q.qid, q.query) for q in swapped) == sorted((q.qid, q.query) for q in plain)
     assert all(a.qid != b.qid for a, b in zip(plain, swapped, strict=True))
-    assert swapped == sets.permuted(manifest(plain))
+
+
+def test_permuted_never_asks_for_the_same_class() -> None:
+    plain = manifest(queries(100))
+    kinds = {q.qid: "dog" if i < 50 else f"kind {i % 7}" for i, q in enumerate(plain)}
+    swapped = sets.permuted(plain, lambda query: kinds[query.qid])
+    assert all(kinds[a.qid] != kinds[b.qid] for a, b in zip(plain, swapped, strict=True))
+    assert [q.qid for q in swapped] != sorted(q.qid for q in swapped)
+    kinds["q50"] = "dog"
+    with pytest.raises(ValueError, match="51 of 100"):
+        sets.permuted(plain, lambda query: kinds[query.qid])
 
 
 def test_divided_keeps_recordings_whole_and_shares_about_a_tenth() -> None:

@@ -30,6 +30,11 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def short(path: str) -> str:
+    """A file's name with its folder's, as `castella/train.jsonl`: tells data sets apart in reports."""
+    return "/".join(Path(path).parts[-2:])
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that are already imported."""
     found = {"amrctl": __version__, "python": platform.python_version()}

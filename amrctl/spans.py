@@ -18,22 +18,23 @@ def as_windows(windows: npt.ArrayLike) -> Floats:
     return np.asarray(windows, dtype=np.float64).reshape(-1, 2)
 
 
-def _overlap(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    start = np.maximum(a[:, None, 0], b[None, :, 0])
-    end = np.minimum(a[:, None, 1], b[None, :, 1])
-    inter = np.maximum(end - start, 0.0)
-    union = (a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None, :] - inter
-    return inter, union
+def iou(start: Floats, end: Floats, other_start: Floats, other_end: Floats) -> Floats:
+    """Intersection over union of windows whose starts and ends broadcast against the others', in 0..1.
+
+    Where the union is not positive (both windows empty, or reversed) the answer is 0.
+    """
+    inter = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
+    union = (end - start) + (other_end - other_start) - inter
+    return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))
 
 
 def temporal_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
     """Intersection over union of every window of `a` (n, 2) with every window of `b` (m, 2).
 
-    Returns shape `(n, m)`, in 0..1. Where the union is not positive (both windows empty, or
-    reversed) the answer is 0.
+    Returns shape `(n, m)`; see `iou`.
     """
-    inter, union = _overlap(as_windows(a), as_windows(b))
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    wa, wb = as_windows(a), as_windows(b)
+    return iou(wa[:, None, 0], wa[:, None, 1], wb[None, :, 0], wb[None, :, 1])
 
 
 def generalised_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
@@ -41,12 +42,12 @@ def generalised_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
 
     Source: Rezatofighi et al., CVPR 2019, for one dimension.
     """
-    wa, wb = as_windows(a), as_windows(b)
-    inter, union = _overlap(wa, wb)
-    iou = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    hull = np.maximum(wa[:, None, 1], wb[None, :, 1]) - np.minimum(wa[:, None, 0], wb[None, :, 0])
+    wa, wb = as_windows(a)[:, None], as_windows(b)[None]
+    hull = np.maximum(wa[..., 1], wb[..., 1]) - np.minimum(wa[..., 0], wb[..., 0])
+    inter = np.maximum(np.minimum(wa[..., 1], wb[..., 1]) - np.maximum(wa[..., 0], wb[..., 0]), 0.0)
+    union = (wa[..., 1] - wa[..., 0]) + (wb[..., 1] - wb[..., 0]) - inter
     gap = np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
-    return np.asarray(iou - gap, dtype=np.float64)
+    return np.asarray(temporal_iou(a, b) - gap, dtype=np.float64)
 
 
 def to_centre_width(windows: npt.ArrayLike) -> Floats:

@@ -68,9 +68,9 @@ def parts_of(detector: Detector, slot: str, kind: str) -> dict[str, nn.Module]:
     """Where a component sits in the detector: path → module."""
     if slot in SINGLE:
         return {slot: getattr(detector, slot)}
-    if slot == "hooks":
-        return {f"decoder.hooks.{i}": m for i, m in enumerate(getattr(detector.decoder, "hooks"))}  # noqa: B009
-    return {f"{slot}.{name}": part for name, part in getattr(detector, slot).items() if name == kind}
+    path = "decoder.hooks" if slot == "hooks" else slot
+    there = dict(detector.get_submodule(path).named_children())
+    return {f"{path}.{name}": part for name, part in there.items() if name == kind}
 
 
 def zero_gradient(detector: nn.Module) -> set[str]:
@@ -200,11 +200,12 @@ def test_a_batch_equals_its_rows(slot: str, kind: str) -> None:
                 assert (one is None) == (many is None)
                 if one is not None:
                     close(one[0], many[b, :frames], name)
-            for name in ("refined", "quality"):
-                one, many = getattr(alone, name), getattr(together, name)
-                assert (one is None) == (many is None)
-                if one is not None:
-                    close(one[0], many[b], name)
+            assert (alone.refined is None) == (together.refined is None)
+            if alone.refined is not None:
+                close(alone.refined[0], together.refined[b], "refined")
+            assert (alone.quality is None) == (together.quality is None)
+            if alone.quality is not None:
+                close(alone.quality[:, 0], together.quality[:, b], "quality")
 
 
 @pytest.mark.parametrize("kind", registry.kinds("auxiliary"))
@@ -270,9 +271,10 @@ def test_a_term_survives_a_batch_without_moments(kind: str) -> None:
 @pytest.mark.parametrize("kind", SCORES)
 def test_a_score_ranks_in_zero_to_one(kind: str) -> None:
     recipe, detector = made("score", kind, training=False)
-    score: Callable[[Output], Tensor] = registry.find("score", kind).build(recipe.inference.score)
+    score: Callable[[Output, Batch], Tensor] = registry.find("score", kind).build(recipe.inference.score)
+    whole = batch()
     with torch.inference_mode():
-        got = score(detector.eval()(batch()))
+        got = score(detector.eval()(whole), whole)
     assert got.shape == (3, 7)
     assert got.dtype == torch.float32
     assert ((got >= 0) & (got <= 1)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from amrctl.errors import AmrctlError
 
 _IO = "Common"
+MOST_SEEDS = 1000
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is at --out.", rich_help_panel=_IO)
 ]
@@ -44,10 +46,13 @@ def parse_seeds(text: str) -> list[int]:
     """`0-4`, `3`, `0,2,5-7` → sorted distinct seeds. Raises `AmrctlError`."""
     seeds: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
             raise AmrctlError(f"--seeds {text}: write numbers and ranges, as 0-4 or 1,3,5-7")
-        seeds.update(range(int(first), int(last or first) + 1))
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise AmrctlError(f"--seeds {text}: at most {MOST_SEEDS} runs in one command")
+        seeds.update(range(first, last + 1))
     return sorted(seeds)
 
 

@@ -96,7 +96,9 @@ def run(
 
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
     if print_template:
-        typer.echo(metadata.template(None)[0], nl=False)
+        text = metadata.template(None)[0]
+        console.result({"template": text})
+        console.say(text.rstrip("\n"))
         return
     if queries is None:
         raise SubmissionError("--queries is missing: give the challenge's query list (a manifest)")
@@ -118,7 +120,8 @@ def run(
         if found.faults:
             count = len(found.faults)
             raise SubmissionError(f"{check} would be refused: {count} fault{'s' if count > 1 else ''}")
-        console.say(f"{check}: {len(found.labels)} systems, {len(listed)} queries, no fault")
+        systems = f"{len(found.labels)} system{'s' if len(found.labels) > 1 else ''}"
+        console.say(f"{check}: {systems}, {len(listed)} queries, no fault")
         return
     if not predictions or label is None or out is None:
         lacking = [n for n, v in (("P.jsonl", predictions), ("--label", label), ("--out", out)) if not v]

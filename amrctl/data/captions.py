@@ -2,7 +2,7 @@
 
 Conventions: a clip is one sound file with one or more sentences; an *event* is what the sentences
 name. Where a file does not say which event a clip belongs to, clips that share a sentence (letter
-case and spaces aside) are one event (DECISIONS A19). All faults are `ManifestError`s that name
+case and spaces aside) are one event. All faults are `ManifestError`s that name
 file and line.
 """
 

@@ -9,16 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +22,7 @@ from amrctl.data.framing import BATCH, encode_file
 from amrctl.data.manifest import Manifest
 from amrctl.data.npz import import_npz
 from amrctl.data.tef import tef as tef_rows
+from amrctl.data.workers import spread
 from amrctl.encoders.base import AudioEncoder, TextEncoder, load_audio_encoder, load_text_encoder
 from amrctl.errors import AmrctlError, AudioError, FeatureError, ManifestError
 from amrctl.progress import SILENT, Reporter
@@ -87,7 +81,7 @@ class _AudioJob:
         seconds = {vid: _length(path) for vid, path in self.paths.items() if vid in done}
         found = len(self.paths)
         # Closed at once on a fault, so that no worker goes on with what nobody waits for.
-        answers = contextlib.closing(_encode_all(self.spec, writer, left, self.paths, self.workers))
+        answers = contextlib.closing(self._answers(writer, left))
         shown = report.bar(self.name, found, unit="recordings", done=found - len(left))
         with shown as bar, answers as encoded:
             for vid, answer in encoded:
@@ -104,6 +98,16 @@ class _AudioJob:
             raise AudioError(f"not one of {len(self.durations):,} recordings can be read; the first: {first}")
         _compare_durations(self.durations, seconds, report)
         return StreamSpec(self.side, self.name, ids, _attrs(self, skipped=len(self.skipped) or None))
+
+    def _answers(
+        self, writer: FeatureWriter, vids: Sequence[str]
+    ) -> Generator[tuple[str, float | AudioError], None, None]:
+        """What `_encode` says of each recording, as they are done, in this process or in others."""
+        jobs = [(vid, self.paths[vid]) for vid in vids]
+        workers = min(self.workers, len(jobs))
+        if workers <= 1:
+            return (_encode(self.encoder, writer, job) for job in jobs)
+        return spread(partial(_encode_here, self.spec, writer), jobs, workers)
 
 
 @dataclass
@@ -167,60 +171,25 @@ def _length(path: Path) -> float:
     return frames / rate
 
 
-@lru_cache(maxsize=2)
-def _encoder(spec: str) -> AudioEncoder:
-    return load_audio_encoder(spec)  # once per process, not once per recording
-
-
-def _encode(spec: str, writer: FeatureWriter, vid: str, path: Path) -> float | AudioError:
-    """Encode and store one recording; seconds of sound, or what is wrong with the file."""
-    encoder = _encoder(spec)
+def _encode(
+    encoder: AudioEncoder, writer: FeatureWriter, job: tuple[str, Path]
+) -> tuple[str, float | AudioError]:
+    """Encode and store one recording: its id, and seconds of sound or what is wrong with the file."""
+    vid, path = job
     try:
         rows = encode_file(path, encoder)
         seconds = _length(path)
     except AudioError as error:
-        return error
+        return vid, error
     writer.put("audio", encoder.name, vid, rows)
-    return seconds
+    return vid, seconds
 
 
-def _die_with_parent() -> None:
-    """In a worker: end when the parent is killed, and leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _encode_all(
-    spec: str, writer: FeatureWriter, vids: Sequence[str], paths: Mapping[str, Path], workers: int
-) -> Generator[tuple[str, float | AudioError], None, None]:
-    """`(vid, answer of _encode)` as they come, in this process or in `workers` others."""
-    workers = min(workers, len(vids))
-    if workers <= 1:
-        for vid in vids:
-            yield vid, _encode(spec, writer, vid, paths[vid])
-        return
-    # Spawned, not forked: encoders bring threads, which a fork would leave locked.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_with_parent)
-    try:
-        futures: dict[Future[float | AudioError], str] = {
-            pool.submit(_encode, spec, writer, vid, paths[vid]): vid for vid in vids
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise AmrctlError(
-            "a worker process died (out of memory?); run the same command with fewer --workers, "
-            "it goes on where it stopped"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _encode_here(
+    spec: str, writer: FeatureWriter
+) -> Callable[[tuple[str, Path]], tuple[str, float | AudioError]]:
+    """`_encode` in a worker process, whose encoder is its own."""
+    return partial(_encode, load_audio_encoder(spec), writer)
 
 
 def _compare_durations(told: Mapping[str, float], found: Mapping[str, float], report: Reporter) -> None:

@@ -76,6 +76,8 @@ class FeatureFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise FeatureError(f"{self.path} is a folder, not a feature file")
         if not self.path.is_file():
             part = self.path.with_name(self.path.name + ".part")
             more = (

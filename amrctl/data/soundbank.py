@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amrctl.data.soundbank_captions import CAPTIONS
+from amrctl.data.splits import divide
 from amrctl.errors import AmrctlError, near
 from amrctl.provenance import writing_folder
 
@@ -325,8 +326,6 @@ def write_bank(
     `synth` divides clips. Raises `OutputError` when `folder` exists (without `overwrite`) and
     `AmrctlError` for unknown kinds or impossible numbers.
     """
-    from amrctl.data.synth.pool import divide
-
     if clips_per_kind < 1:
         raise AmrctlError(f"the sound bank needs at least one clip of each kind, not {clips_per_kind}")
     names = [(kind, clip_name(kind, number)) for kind in kinds for number in range(clips_per_kind)]

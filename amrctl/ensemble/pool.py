@@ -1,7 +1,7 @@
 """Score-level ensemble: the union of all windows, sorted again; no boundary is averaged.
 
 Source: Chung-Ang University, DCASE 2026 Task 6, Submit 1 ("ranks the merged candidate windows using
-decoder-based confidence scores"). Dropping near copies is optional; that system used IoU > 0.95.
+decoder-based confidence scores"). Dropping near copies is our option; the report does not say.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from amrctl.data.predictions import Prediction
 from amrctl.ensemble.stack import Stack, checked_iou, checked_keep, checked_weights, stacks, unstack
+from amrctl.spans import iou
 
 
 def pool(
@@ -46,9 +47,7 @@ def _without_copies(stack: Stack, threshold: float) -> npt.NDArray[np.bool_]:
     """Which windows (Q, M) stay when each is compared with the better ones that stay."""
     kept = stack.real.copy()
     for j in range(1, kept.shape[1]):
-        s, e = stack.start[:, j, None], stack.end[:, j, None]
-        inter = np.maximum(np.minimum(stack.end[:, :j], e) - np.maximum(stack.start[:, :j], s), 0.0)
-        union = (stack.end[:, :j] - stack.start[:, :j]) + (e - s) - inter
-        overlap = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+        better = stack.start[:, :j], stack.end[:, :j]
+        overlap = iou(*better, stack.start[:, j, None], stack.end[:, j, None])
         kept[:, j] &= ~((overlap > threshold) & kept[:, :j]).any(axis=1)
     return kept

@@ -144,7 +144,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 def _open(path: Path) -> _Source:
     if path.suffix in (".ckpt", ".pth", ".pt"):
-        raise CheckpointError(f"{path} is not safetensors; fine-tune from it with --init first")
+        raise CheckpointError(f"{path} is not safetensors; bring it over with amrctl convert first")
     metadata = read_metadata(path)
     with safetensors.safe_open(str(path), framework="pt") as opened:
         slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)

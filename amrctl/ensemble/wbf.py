@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from amrctl import spans
 from amrctl.data.predictions import Prediction
 from amrctl.ensemble.stack import Stack, checked_iou, checked_keep, checked_weights, stacks, unstack
 
@@ -71,11 +72,7 @@ def _clusters(stack: Stack, threshold: float, sources: int) -> Stack:
         used = int(count.max(initial=0))
         hit = np.zeros(rows, dtype=np.bool_)
         if used:
-            ours, theirs = start[:, :used], end[:, :used]
-            inter = np.minimum(theirs, e[:, None]) - np.maximum(ours, s[:, None])
-            np.maximum(inter, 0.0, out=inter)
-            union = (theirs - ours) + (e - s)[:, None] - inter
-            overlap = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+            overlap = spans.iou(start[:, :used], end[:, :used], s[:, None], e[:, None])
             best = np.argmax(overlap, axis=1)
             hit = live & (overlap[np.arange(rows), best] > threshold)
             r = np.flatnonzero(hit)

@@ -51,13 +51,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amrctl import spans
 from amrctl.data.manifest import Manifest, Query
 from amrctl.data.predictions import Prediction, Predictions
 from amrctl.errors import ManifestError, PredictionError, RecipeError, near
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75", "R5@0.5", "R5@0.7", "mIoU")
@@ -230,9 +230,7 @@ def _starts(counts: Ints) -> Ints:
 
 def _iou(a: Floats, b: Floats) -> Floats:
     """Row by row; the order of operations is the official one, so that every bit agrees."""
-    inter = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0.0)
-    union = (a[:, 1] - a[:, 0]) + (b[:, 1] - b[:, 0]) - inter
-    return _ratio(inter, union)
+    return spans.iou(a[:, 0], a[:, 1], b[:, 0], b[:, 1])
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

@@ -81,7 +81,7 @@ def report(
         **_mean_blocks(ours),
         "files": told,
         "metrics": _metrics(ours, group, resamples, seed),
-        "strata": _strata(ours, rows, group, resamples, seed),
+        "strata": _strata(ours, rows, resamples, seed),
         "reference": {
             "path": str(manifest.path) if manifest.path else None,
             "sha256": reference,
@@ -213,9 +213,7 @@ def _interval(
     return low.tolist(), high.tolist()
 
 
-def _strata(
-    system: _System, rows: Paired, group: statistics.Ints, resamples: int, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+def _strata(system: _System, rows: Paired, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
     told: dict[str, list[dict[str, Any]]] = {}
     for kind, name, members in strata(rows):
         vids = [q.vid for q, member in zip(rows.queries, members, strict=True) if member]

@@ -45,13 +45,14 @@ def predict(
         report.bar("predict", len(dataset), unit="queries") as bar,
     ):
         for batch in dataset.in_order():
-            output = detector(batch.to(device))
-            spans = output.refined if output.refined is not None else None
-            if spans is None and output.spans is not None:
-                spans = output.spans[-1]
+            there = batch.to(device)
+            output = detector(there)
+            spans = output.refined
             if spans is None:
-                raise RecipeError("model.heads: prediction needs the head 'span'")
-            scores = score(output).float().cpu().numpy()
+                if output.spans is None:
+                    raise RecipeError("model.heads: prediction needs the head 'span'")
+                spans = output.spans[-1]
+            scores = score(output, there).float().cpu().numpy()
             curves = None
             if saliency and output.saliency is not None:
                 curves = output.saliency.float().cpu().numpy()

@@ -48,7 +48,7 @@ class Label:
     """Weighted cross-entropy, foreground 1 and background 0.1, plain mean over all B x N queries."""
 
     name, all_layers = "label", True
-    classifies = True  # its weight is the class cost of matching
+    branches = classifies = True  # its weight is the class cost of matching
 
     def __init__(self, config: LabelConfig) -> None:
         self.weight = config.weight

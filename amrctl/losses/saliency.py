@@ -32,7 +32,7 @@ class SaliencyConfig(TermConfig):
 def hinge(curve: Tensor, positives: Tensor, negatives: Tensor, pair_mask: Tensor, margin: float) -> Tensor:
     """Sum over drawn pairs of max(0, margin + outside - inside), mean over rows. Scalar."""
     gap = margin + curve.gather(1, negatives) - curve.gather(1, positives)
-    return (gap.clamp(min=0) * pair_mask[:, None]).sum() / (2 * len(curve)) * 2
+    return (gap.clamp(min=0) * pair_mask[:, None]).sum() / len(curve)
 
 
 def rank(

@@ -25,7 +25,7 @@ class GiouConfig(TermConfig):
 class SpanL1:
     """Mean absolute error over the 2P coordinates of the P matched pairs of the batch."""
 
-    name, all_layers = "span", True
+    name, all_layers, branches = "span", True, True
 
     def __init__(self, config: SpanConfig) -> None:
         self.weight = config.weight
@@ -42,7 +42,7 @@ class SpanL1:
 class SpanGiou:
     """Mean of 1 - generalised IoU over the matched pairs of the batch."""
 
-    name, all_layers = "giou", True
+    name, all_layers, branches = "giou", True, True
 
     def __init__(self, config: GiouConfig) -> None:
         self.weight = config.weight

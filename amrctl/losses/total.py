@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from amrctl import registry
@@ -13,7 +14,7 @@ from amrctl.losses.base import targets_of
 from amrctl.losses.labels import foreground
 from amrctl.losses.matching import costs, match
 from amrctl.model.detector import Detector
-from amrctl.model.types import LossTerm, Output
+from amrctl.model.types import LossTerm, Matches, Output
 from amrctl.recipe import Recipe
 
 
@@ -24,6 +25,14 @@ class Loss:
     total: Tensor
     raw: dict[str, Tensor]  # unweighted, last decoder layer
     weighted: dict[str, Tensor]  # weighted and summed over decoder layers
+
+    def add(self, name: str, value: Tensor, weight: float) -> None:
+        """Count one term on one decoder layer; layers come in their order."""
+        scaled = value * weight
+        self.total = self.total + scaled
+        kept = scaled.detach()
+        self.weighted[name] = self.weighted[name] + kept if name in self.weighted else kept
+        self.raw[name] = value.detach()
 
 
 class Criterion:
@@ -49,6 +58,22 @@ class Criterion:
 
     def __call__(self, output: Output, batch: Batch) -> Loss:
         """Match all layers once, then evaluate every term where it applies."""
+        layers = self._match(output, batch)
+        last = len(layers) - 1
+        loss = Loss(torch.zeros((), device=batch.audio_mask.device), {}, {})
+        for term in self.terms:
+            for layer in range(len(layers)) if term.all_layers else (last,):
+                loss.add(term.name, term(output, batch, layers[layer], layer), term.weight)
+        for name, branch in output.branches.items():
+            found = self._match(branch.output, batch)
+            for term in self.terms:
+                if getattr(term, "branches", False):
+                    value = term(branch.output, batch, found[-1], len(found) - 1)
+                    loss.add(f"{name}.{term.name}", value, branch.weight * term.weight)
+        return loss
+
+    def _match(self, output: Output, batch: Batch) -> list[Matches]:
+        """The pairs of every decoder layer."""
         targets = targets_of(batch)
         if output.logits is None or output.spans is None:
             raise RecipeError("model.heads: training needs 'foreground' and 'span'")
@@ -60,21 +85,7 @@ class Criterion:
             giou_weight=self._giou,
             label=self._label,
         )
-        layers = match(cost, targets)
-        last = len(layers) - 1
-        total = output.spans.new_zeros(())
-        raw: dict[str, Tensor] = {}
-        weighted: dict[str, Tensor] = {}
-        for term in self.terms:
-            for layer in range(len(layers)) if term.all_layers else (last,):
-                value = term(output, batch, layers[layer], layer)
-                scaled = value * term.weight
-                total = total + scaled
-                kept = scaled.detach()
-                weighted[term.name] = weighted[term.name] + kept if term.name in weighted else kept
-                if layer == last:
-                    raw[term.name] = value.detach()
-        return Loss(total, raw, weighted)
+        return match(cost, targets)
 
 
 def _is_class_term(term: LossTerm) -> bool:

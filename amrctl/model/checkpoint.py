@@ -4,56 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
 
 from amrctl import provenance
 from amrctl.errors import CheckpointError
+from amrctl.model import official
 from amrctl.model.detector import Detector, build
-from amrctl.recipe import Recipe, from_dict
+from amrctl.model.record import FORMAT, Checkpoint
+from amrctl.recipe import from_dict
+
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "Checkpoint",
+    "load_into",
+    "read",
+    "read_metadata",
+    "require_dims",
+    "restore",
+    "write",
+]
 
 KEY = "amrctl"  # of the metadata
-FORMAT = 1
 _METADATA = ("recipe", "features", "epoch", "metrics", "provenance", "rounding")
 TRAINING_ONLY = "auxiliary."  # prefix of parts that are not built for inference
-
-
-@dataclass
-class Checkpoint:
-    """Weights and what explains them."""
-
-    tensors: dict[str, Tensor]
-    recipe: Recipe
-    features: dict[str, list[dict[str, Any]]]  # per side, main first: name, dim, encoder, hop, attrs
-    epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    rounding: int = 0  # seconds; 1 when the training annotations are whole seconds
-
-    @property
-    def dims(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Feature widths of the audio and the text streams, main first."""
-        return (
-            tuple(int(s["dim"]) for s in self.features["audio"]),
-            tuple(int(s["dim"]) for s in self.features["text"]),
-        )
-
-    def metadata(self) -> dict[str, Any]:
-        """What stands in the file beside the tensors."""
-        return {
-            "format": FORMAT,
-            "recipe": self.recipe.to_dict(),
-            "features": self.features,
-            "epoch": self.epoch,
-            "metrics": self.metrics,
-            "provenance": self.provenance,
-            "rounding": self.rounding,
-        }
 
 
 def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = True) -> None:
@@ -98,8 +76,6 @@ def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:
     """
     path = Path(path)
     if path.suffix in (".ckpt", ".pth", ".pt"):
-        from amrctl.model import official
-
         return official.read(path, sets=sets)
     meta = read_metadata(path)
     tensors = safetensors.torch.load_file(str(path))

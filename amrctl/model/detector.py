@@ -43,12 +43,7 @@ class Detector(nn.Module):
         """Run the slots in order; the training-only parts run last and only in training mode."""
         tokens: Tokens = self.tokens(batch)
         memory = self.encode(tokens)
-        decoded = self.decoder(memory)
-        output = Output(extras=dict(memory.extras))  # loss terms see the output alone
-        for head in self.heads.values():
-            head(memory, decoded, output)
-        for part in self.refine.values():
-            part(memory, decoded, output)
+        output = self.answer(memory, batch)
         if self.training:
             for part in self.auxiliary.values():
                 part(self, batch, tokens, memory, output)
@@ -64,6 +59,20 @@ class Detector(nn.Module):
             memory = part(memory)
         return memory
 
+    def answer(self, memory: Memory, batch: Batch) -> Output:
+        """Decoder, heads and refinement, for the memory at hand or for one that a training-only part made."""
+        decoded = self.decoder(memory, batch)
+        output = Output(extras=dict(memory.extras))  # loss terms see the output alone
+        for head in self.heads.values():
+            head(memory, decoded, output)
+        if decoded.extra is not None:
+            output.extra = Output()
+            for head in self.heads.values():
+                head(memory, decoded.extra, output.extra)
+        for part in self.refine.values():
+            part(memory, decoded, output)
+        return output
+
     @property
     def saliency_head(self) -> Saliency:
         """The saliency head; `RecipeError` if the recipe has none."""
@@ -74,9 +83,9 @@ class Detector(nn.Module):
 
     def components(self) -> list[nn.Module]:
         """Every component, for their own loss terms."""
-        groups = (self.fusion, self.encoder, self.heads, self.refine, self.auxiliary)
-        hooks = getattr(self.decoder, "hooks", ())
-        return [self.tokens, self.decoder, *hooks, *(part for group in groups for part in group.values())]
+        hooks: nn.ModuleDict = getattr(self.decoder, "hooks", nn.ModuleDict())
+        groups = (hooks, self.fusion, self.encoder, self.heads, self.refine, self.auxiliary)
+        return [self.tokens, self.decoder, *(part for group in groups for part in group.values())]
 
 
 def _slot(slot: str, entries: Sequence[ComponentConfig], dims: Dims) -> dict[str, nn.Module]:
@@ -103,12 +112,11 @@ def build(recipe: Recipe, audio_dims: Sequence[int], text_dims: Sequence[int], *
     """
     model = recipe.model
     dims = Dims(model.hidden_dim, tuple(audio_dims), tuple(text_dims), recipe.compat == "official")
-    hooks = [_make("hooks", config, dims) for config in model.hooks]
     return Detector(
         tokens=_make("tokens", model.tokens, dims),
         fusion=_slot("fusion", model.fusion, dims),
         encoder=_slot("encoder", model.encoder, dims),
-        decoder=_make("decoder", model.decoder, dims, hooks),
+        decoder=_make("decoder", model.decoder, dims, _slot("hooks", model.hooks, dims)),
         heads=_slot("heads", model.heads, dims),
         refine=_slot("refine", model.refine, dims),
         auxiliary=_slot("auxiliary", model.auxiliary, dims) if training else {},

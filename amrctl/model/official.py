@@ -20,10 +20,9 @@ from torch import Tensor
 
 from amrctl import provenance
 from amrctl.errors import CheckpointError
-from amrctl.model.checkpoint import Checkpoint
+from amrctl.model.record import Checkpoint
 from amrctl.recipe import load
 
-_LAYER = r"(self_attn\.(?:in_proj_weight|in_proj_bias|out_proj\.\w+)|norm\d\.\w+)"
 _FEEDFORWARD = r"(linear\d\.\w+|activation\.weight)"
 _STACKS = (
     ("transformer.t2v_encoder.layers", "fusion.text-to-audio.layers"),
@@ -44,7 +43,7 @@ _WHOLE = {"global_rep_token": "tokens.summary", "global_rep_pos": "tokens.summar
 _UNUSED = "txt_position_embed."
 _TEXT_POSITIONS = 32
 _HEADS = 8  # of attention, where a file does not say it
-_SETTABLE = ("hidden_dim", "layers", "queries", "heads", "inner", "dropout")  # in the official code too
+_SETTABLE = ("layers", "queries", "heads", "inner", "dropout")  # of a block, in the official code too
 _BLOCKS = ("fusion.text-to-audio", "encoder.transformer", "decoder")
 _SIZES = (  # the matrices that tell a network's widths
     "input_aud_proj.0.net.1.weight",
@@ -96,6 +95,10 @@ def _raw(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
         with torch.serialization.safe_globals([easydict]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own text tells people to read the file unsafely
+        raise CheckpointError(
+            f"{path} is no torch checkpoint, or holds more than weights; it is not opened: loading could run code"
+        ) from None
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} cannot be read safely as a torch checkpoint: {reason}") from None
@@ -190,7 +193,9 @@ def export(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _unlike(official: Any, ours: Any, where: str) -> str:
     """The first difference that is no size, told as `key is X, officially Y`; empty if there is none."""
     if isinstance(official, dict) and isinstance(ours, dict):
-        keys = [k for k in {**official, **ours} if k not in (*_SETTABLE, "auxiliary")]
+        # of the model itself "heads" are the parts that predict, of a block their number
+        settable = ("hidden_dim", "auxiliary") if where == "model" else _SETTABLE
+        keys = [k for k in {**official, **ours} if k not in settable]
         found = (_unlike(official.get(k), ours.get(k), f"{where}.{k}") for k in keys)
         return next(filter(None, found), "")
     if isinstance(official, list) and isinstance(ours, list) and len(official) == len(ours):
@@ -212,6 +217,7 @@ def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = False) 
             f"recipe {checkpoint.recipe.name} has {' and '.join(map(str, sorted(heads)))} attention heads in "
             "different blocks; the official network has one number for all"
         )
-    with provenance.writing(path, overwrite=overwrite) as temporary:
-        content = {"model": state, "epoch": checkpoint.epoch, "opt": {"nheads": heads.pop()}}
-        torch.save(content, temporary)
+    content = {"model": state, "epoch": checkpoint.epoch, "opt": {"nheads": heads.pop()}}
+    # an open file: from a path torch takes the name of the archive inside
+    with provenance.writing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
+        torch.save(content, stream)

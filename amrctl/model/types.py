@@ -58,6 +58,7 @@ class Decoded:
 
     states: Tensor  # [S, B, N, H], layer-normalised
     references: Tensor  # [S, B, N, 2]: the span each layer started from, in 0..1
+    extra: Decoded | None = None  # queries that a hook added for its own loss; no window comes from them
 
 
 @dataclass
@@ -67,10 +68,24 @@ class Output:
     logits: Tensor | None = None  # [S, B, N, C]; C = 2 (foreground, background)
     spans: Tensor | None = None  # [S, B, N, 2]
     saliency: Tensor | None = None  # [B, T] raw; meaningless on padding
-    quality: Tensor | None = None  # [B, N] logits of a localisation-quality head
+    quality: Tensor | None = None  # [S, B, N] logits of a localisation-quality head
     boundary: Tensor | None = None  # [B, T, 2] start and end logits
     refined: Tensor | None = None  # [B, N, 2] spans after refinement; replaces spans[-1] at inference
+    extra: Output | None = None  # what the heads say of `Decoded.extra`
+    branches: dict[str, Branch] = field(default_factory=dict)  # by the name of the part that made it
     extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Branch:
+    """A second answer to the same queries, made for training only (from a coarser grid, say).
+
+    It is matched on its own; the terms that describe windows (`LossTerm.branches`) count on its last
+    layer too, `weight` times their own weight.
+    """
+
+    output: Output
+    weight: float
 
 
 @dataclass
@@ -83,7 +98,11 @@ class Matches:
 
 
 class LossTerm(Protocol):
-    """One named term of the loss. `total.py` weights it and repeats it over decoder layers."""
+    """One named term of the loss. `total.py` weights it and repeats it over decoder layers.
+
+    A term may also have `branches = True` (it counts on every `Branch`), and `classifies = True`: then
+    its `cost`, or else its weight, is the class cost of matching.
+    """
 
     name: str
     weight: float

@@ -12,7 +12,7 @@ import torch
 from amrctl import provenance
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile, StreamInfo
-from amrctl.data.manifest import read_manifests
+from amrctl.data.manifest import Manifest, read_manifests
 from amrctl.data.predictions import Prediction, merge_meta, write_predictions
 from amrctl.data.streams import FeatureSource
 from amrctl.ensemble.pool import pool
@@ -103,7 +103,7 @@ def meta_of(checkpoint: Checkpoint, path: Path, datasets: Sequence[Path], roundi
         ],
         "audio_encoders": [s["encoder"] for s in checkpoint.features["audio"]],
         "text_encoders": [s["encoder"] for s in checkpoint.features["text"]],
-        "datasets": [Path(entry["path"]).name for entry in made.get("trained_on", [])] or ["unknown"],
+        "datasets": [provenance.short(entry["path"]) for entry in made.get("trained_on", [])] or ["unknown"],
         "predicted": [{"path": str(p), "sha256": provenance.sha256(p)} for p in datasets],
         "rounding": rounding,
         "origin": provenance.origin(),
@@ -125,40 +125,16 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
     manifest = read_manifests(request.test, clip_windows=request.clip_windows)
     for note in manifest.notes:
         report.note(note)
+    sets = [*request.sets, *([f"inference.keep={request.keep}"] if request.keep is not None else [])]
     members: list[list[Prediction]] = []
     metas: list[dict[str, Any]] = []
-    sets = [*request.sets, *([f"inference.keep={request.keep}"] if request.keep is not None else [])]
     keep = 10
     for path in map(find_checkpoint, request.checkpoints):
         checkpoint = read(path, sets=sets)
         keep = checkpoint.recipe.inference.keep
-        with FeatureFile(request.features) as features:
-            recipe = pinned(checkpoint, features, str(path), report)
-            dataset = Moments(manifest, features, recipe, training=False)
-        require_dims(
-            checkpoint,
-            dataset.audio_dims,
-            dataset.text_dims,
-            where=str(path),
-            features=str(request.features),
-        )
-        for note in dataset.notes:
-            report.note(note)
-        detector = restore(checkpoint, where=str(path)).to(device)
-        rounding = float(checkpoint.rounding) if request.rounding is None else request.rounding
-        members.append(
-            inference.predict(
-                detector,
-                dataset,
-                recipe,
-                device=device,
-                precision=torch.bfloat16 if precision == "bf16" else None,
-                rounding=rounding,
-                saliency=request.saliency,
-                report=report,
-            )
-        )
-        metas.append(meta_of(checkpoint, path, request.test, rounding))
+        items, meta = _answers(checkpoint, path, request, manifest, device, precision, report)
+        members.append(items)
+        metas.append(meta)
     if len(members) == 1:
         items, meta = members[0], metas[0]
     else:
@@ -168,3 +144,39 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
         meta = merge_meta(metas, "predict", [])
     write_predictions(request.out, items, meta, overwrite=request.overwrite)
     return items
+
+
+def _answers(
+    checkpoint: Checkpoint,
+    path: Path,
+    request: PredictRequest,
+    manifest: Manifest,
+    device: torch.device,
+    precision: str,
+    report: Reporter,
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """One checkpoint's predictions and their provenance; its features are let go before the next one's."""
+    with FeatureFile(request.features) as features:
+        recipe = pinned(checkpoint, features, str(path), report)
+        dataset = Moments(manifest, features, recipe, training=False)
+    require_dims(
+        checkpoint,
+        dataset.audio_dims,
+        dataset.text_dims,
+        where=str(path),
+        features=str(request.features),
+    )
+    for note in dataset.notes:
+        report.note(note)
+    rounding = float(checkpoint.rounding) if request.rounding is None else request.rounding
+    items = inference.predict(
+        restore(checkpoint, where=str(path)).to(device),
+        dataset,
+        recipe,
+        device=device,
+        precision=torch.bfloat16 if precision == "bf16" else None,
+        rounding=rounding,
+        saliency=request.saliency,
+        report=report,
+    )
+    return items, meta_of(checkpoint, path, request.test, rounding)

@@ -20,7 +20,7 @@ import yaml
 
 from amrctl.data.manifest import Manifest, Query
 from amrctl.errors import SubmissionError
-from amrctl.submission.dcase2026 import (
+from amrctl.submission.form import (
     COLUMNS,
     END_TOLERANCE,
     MAX_SYSTEMS,
@@ -297,11 +297,16 @@ def _check_yaml(name: str, data: bytes, label: str, prefix: str, report: Report)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         fault(f"not YAML in UTF-8 ({' '.join(str(error).split())})")
         return
-    block = meta.get("submission") if isinstance(meta, dict) else None
-    if not isinstance(block, dict):
-        fault("there is no 'submission' block")
+    if not isinstance(meta, dict):
+        fault("a YAML mapping is expected")
         return
-    if block.get("label") != label:
+    block = meta.get("submission", {})
+    if not isinstance(block, dict):
+        fault("'submission' is not a block of keys")
+        return
+    if not block:  # the challenge's own template decides the layout
+        report.notes.append(f"{prefix}{name}: there is no 'submission' block; label and authors are not checked")
+    elif block.get("label") != label:
         fault(f"submission.label is {block.get('label')!r}, the file is {label}")
     abbreviation = block.get("abbreviation", "")
     if not isinstance(abbreviation, str) or len(abbreviation) > 10:

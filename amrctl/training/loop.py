@@ -31,7 +31,7 @@ from amrctl.losses.total import Criterion, Loss
 from amrctl.model import checkpoint
 from amrctl.model.checkpoint import Checkpoint
 from amrctl.model.detector import Detector
-from amrctl.model.types import Output
+from amrctl.model.types import Branch, Output
 from amrctl.progress import SILENT, Bar, Reporter
 from amrctl.run_folder import RunFolder
 from amrctl.training import curves, state
@@ -283,7 +283,7 @@ class _Run:
             ],
             "audio_encoders": origin["encoders"]["audio"],
             "text_encoders": origin["encoders"]["text"],
-            "datasets": [Path(entry["path"]).name for entry in origin["trained_on"]],
+            "datasets": [provenance.short(entry["path"]) for entry in origin["trained_on"]],
             "predicted": origin["inputs"]["val"][:1],
             "rounding": self.job.rounding,
             "origin": provenance.origin(),
@@ -341,9 +341,12 @@ def _float32(output: Output) -> Output:
             return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
         if isinstance(value, dict):
             return {key: wide(item) for key, item in value.items()}
+        if isinstance(value, (Output, Branch)):
+            return replace(value, **{name: wide(item) for name, item in vars(value).items()})
         return value
 
-    return replace(output, **{name: wide(value) for name, value in vars(output).items()})
+    whole: Output = wide(output)
+    return whole
 
 
 def _culprit(loss: Loss) -> str:

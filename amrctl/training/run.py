@@ -15,6 +15,7 @@ from amrctl import provenance
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import read_manifest, read_manifests
+from amrctl.data.predictions import read_predictions
 from amrctl.data.teacher import TeacherSet
 from amrctl.errors import CheckpointError, OutputError, RecipeError, near
 from amrctl.evaluation.moments import METRICS
@@ -153,8 +154,10 @@ def fingerprint(request: Request, report: Reporter = SILENT) -> dict[str, Any]:
         pass  # its own message when it is missing or something else
     for path in (*request.train, *request.val):
         read_manifest(path, clip_windows=request.clip_windows, need_windows=True)
-    report.detail(f"hashing {request.features}")
     teacher = request.teacher
+    for path in teacher.files if teacher else ():
+        read_predictions(path)
+    report.detail(f"hashing {request.features}")
     return {
         "recipe": request.recipe.to_dict(),
         "train": [provenance.sha256(path) for path in request.train],

@@ -54,8 +54,9 @@ def write(path: Path, state: State) -> None:
         "fingerprint": json.dumps(state.fingerprint, sort_keys=True),
         **{key: value for key, value in vars(state).items() if key != "fingerprint"},
     }
-    with provenance.writing(path) as temporary:
-        torch.save(content, temporary)
+    # an open file: from a path torch takes the name of the archive inside
+    with provenance.writing(path) as temporary, open(temporary, "wb") as stream:
+        torch.save(content, stream)
 
 
 def read(path: Path, *, tensors: bool = True) -> State:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from amrctl import provenance
 from benchmarks.accuracy.commands import Commands
@@ -51,20 +54,26 @@ def run_row(
     """Train, predict and evaluate one row with one seed, or return the stored result.
 
     A stored result counts when the recipe still resolves to the same values (keys that are new since
-    then are ignored). A run that was killed goes on.
+    then are ignored); an outdated one is removed with its run. A run that was killed goes on.
     """
     stored = places.result(data.name, row.name, seed)
-    resolved = plan.resolved(row, data.name)
-    if stored.is_file() and not again:
-        result: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
-        if same_settings(result["recipe"], resolved):
-            return result
-    commands = Commands()
     folder = places.run(data.name, row.name, seed)
+    resolved = plan.resolved(row, data.name)
+    if stored.is_file() or again:
+        result: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+        if not again and same_settings(result["recipe"], resolved):
+            return result
+        shutil.rmtree(folder, ignore_errors=True)
+        stored.unlink(missing_ok=True)
+    earlier = places.pretrained(data.name, row.name) / "recipe.yaml"
+    if row.pretrain and earlier.is_file():
+        was = yaml.safe_load(earlier.read_text(encoding="utf-8"))
+        if not same_settings(was, resolved["pretrain"]):
+            shutil.rmtree(earlier.parent)
+    commands = Commands()
     minutes: dict[str, float] = {}
     best: dict[str, Any] = {}
     init: list[str | Path] = []
-    overwrite = ["--overwrite"] if again else []
     for stage in row.stages:
         prefix = "pretrain-" if stage == "pretrain" else ""
         out = places.pretrained(data.name, row.name) if prefix else folder / stage
@@ -73,7 +82,7 @@ def run_row(
             stage, "--recipe", row.recipe, "--train", data.manifest(f"{prefix}train"),
             "--val", data.manifest(f"{prefix}val"), "--features", data.features, *init,
             "--seed", "0" if prefix else str(seed),
-            *sets, "--precision", "fp32", "--device", "cpu", "--out", out, *overwrite,
+            *sets, "--precision", "fp32", "--device", "cpu", "--out", out,
         )  # fmt: skip
         log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         minutes[stage] = round(sum(entry["seconds"] for entry in log) / 60, 2)
@@ -103,11 +112,11 @@ def run_row(
         "commands": commands.ran,
     }
     stored.parent.mkdir(parents=True, exist_ok=True)
-    provenance.write_json(stored, result)
     if row.name == REFERENCE:
         packed = lzma.compress((folder / ROUNDED).read_bytes(), preset=9)
         with provenance.writing(places.kept(data.name, row.name, seed), overwrite=True) as path:
             path.write_bytes(packed)
+    provenance.write_json(stored, result)  # the last, as it says that the run is finished
     return result
 
 

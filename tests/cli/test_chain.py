@@ -25,7 +25,7 @@ from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import Manifest, read_manifest
 from amrctl.data.predictions import Predictions, read_predictions
 from amrctl.model.checkpoint import read_metadata
-from amrctl.submission.dcase2026 import COLUMNS
+from amrctl.submission.form import COLUMNS
 
 LABEL = "Chain_Test_task6_1"
 SETS = ("model.hidden_dim=32", "model.decoder.queries=6", "train.epochs=2", "train.batch=8")

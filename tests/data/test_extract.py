@@ -330,12 +330,12 @@ def test_what_a_kill_after_the_rename_leaves_is_cleared(
 
 
 def test_a_dead_worker_is_told(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_die_with_parent", _die)
+    monkeypatch.setattr(module, "_encode_here", _die)
     with pytest.raises(AmrctlError, match=r"a worker process died .* fewer --workers"):
         run(tmp_path / "f.h5", folder, workers=2)
 
 
-def _die() -> None:
+def _die(*_: Any) -> None:
     import os
 
     os._exit(1)

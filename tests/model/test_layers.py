@@ -136,7 +136,7 @@ def test_heads_split_and_join() -> None:
 
 
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 10 is not a multiple of 3 heads"):
+    with pytest.raises(RecipeError, match="width 10 is not a multiple of 3 heads"):
         MultiheadAttention(10, 3, 0.0)
 
 

@@ -383,3 +383,47 @@ def test_convert_both_ways_through_the_command(cli: Cli, tmp_path: Path, release
     same = cli("convert", there, "--out", tmp_path / "x.safetensors")
     assert (same.code, same.err.count("\n")) == (2, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.ckpt", "ours.safetensors"]
+
+
+def small(*sets: str) -> Checkpoint:
+    recipe = load("qd-detr-small", "finetune", ["model.hidden_dim=16", *sets])
+    detector = build(recipe, (5,), (6,), training=False)
+    streams = {
+        side: [{"name": "auto", "dim": dim, "encoder": "unknown", "hop": 1.0, "attrs": {}}]
+        for side, dim in (("audio", 5), ("text", 6))
+    }
+    return Checkpoint(dict(detector.state_dict()), recipe, streams)
+
+
+def test_the_number_of_heads_survives_the_way_there_and_back(tmp_path: Path) -> None:
+    """It leaves no trace in the weights, and another number gives other predictions."""
+    ours = small()
+    official.write(tmp_path / "x.ckpt", ours)
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["opt"] == {"nheads": 4}
+    model, before = (
+        official.read(tmp_path / "x.ckpt").recipe.to_dict()["model"],
+        ours.recipe.to_dict()["model"],
+    )
+    for block in ("fusion", "encoder"):
+        assert model[block][0]["heads"] == before[block][0]["heads"] == 4
+        assert model[block][0]["inner"] == before[block][0]["inner"]
+    assert model["decoder"]["heads"] == 4
+    content = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    torch.save({"model": content["model"]}, tmp_path / "silent.ckpt")
+    assert official.read(tmp_path / "silent.ckpt").recipe.to_dict()["model"]["decoder"]["heads"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.decoder.heads=2"], "has 2 and 4 attention heads in different blocks"),
+        (
+            ["model.heads=[foreground, span]", "model.auxiliary=[]", "losses={span: 10, giou: 1, label: 4}"],
+            "has no place in the official layout: model.heads is",
+        ),
+    ],
+)
+def test_another_network_is_not_exported(tmp_path: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        official.write(tmp_path / "x.ckpt", small(*changes))
+    assert list(tmp_path.iterdir()) == []

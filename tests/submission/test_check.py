@@ -100,7 +100,8 @@ def move(old: str, new: str) -> Callable[[Entries], None]:
         (text(".meta.yaml", "107", "many"), "total_parameters 'many'"),
         (text(".meta.yaml", 'mAP: "unknown"', "mAP: good"), "results.development_testing.mAP 'good'"),
         (text(".meta.yaml", 'name: "unknown"', 'name: "${name}"'), "submission.name is not filled in"),
-        (text(".meta.yaml", "submission:", "other:"), "no 'submission' block"),
+        (text(".meta.yaml", "submission:\n", "submission: x\nother:\n"), "not a block of keys"),
+        (lambda e: e.update({f"{AT}.meta.yaml": b"- 1\n"}), "a YAML mapping is expected"),
         (text(".meta.yaml", "submission:", "submission: ["), "not YAML"),
         (text(".meta.yaml", 'name: "unknown"', "name: &a [*a]"), "aliases"),
         (move(f"{AT}.output.csv", f"other/task6/{L}/{L}.output.csv"), "2 root folders"),
@@ -178,6 +179,14 @@ def test_damaged_zip(entries: Entries, tmp_path: Path) -> None:
     data[150] ^= 0xFF
     (tmp_path / "bad.zip").write_bytes(data)
     assert check_package(tmp_path / "bad.zip", QUERIES).faults
+
+
+def test_a_template_may_have_another_layout(entries: Entries, tmp_path: Path) -> None:
+    entries[f"{AT}.meta.yaml"] = b"system_name: mine\n"
+    write_zip(tmp_path / "p.zip", entries)
+    found = check_package(tmp_path / "p.zip", QUERIES)
+    assert found.faults == []
+    assert any("no 'submission' block" in note for note in found.notes)
 
 
 def test_order_is_only_a_note(entries: Entries, tmp_path: Path) -> None:

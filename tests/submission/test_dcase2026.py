@@ -18,7 +18,8 @@ from amrctl.data.manifest import Manifest, Query, read_manifest
 from amrctl.data.predictions import Prediction, Predictions
 from amrctl.errors import OutputError, SubmissionError
 from amrctl.submission.check import check_package
-from amrctl.submission.dcase2026 import arrange, labels_for, parse_label, write_submission
+from amrctl.submission.dcase2026 import arrange, write_submission
+from amrctl.submission.form import labels_for, parse_label
 from amrctl.submission.metadata import UNKNOWN, Told, facts, fill, parse_authors, read_scores, template
 
 QUERIES = Manifest(

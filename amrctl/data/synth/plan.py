@@ -176,11 +176,7 @@ def _random_places(
 
 
 def _exponential_places(
-    rng: np.random.Generator,
-    pool: SplitPool,
-    settings: SynthSettings,
-    duration: float,
-    seconds_of: Callable[[Clip], float],
+    rng: np.random.Generator, pool: SplitPool, duration: float, seconds_of: Callable[[Clip], float]
 ) -> list[tuple[Clip, float, float]]:
     """Clotho-Moment: shuffled sounds, an exponential gap before each, until one would not end in time."""
     found: list[tuple[Clip, float, float]] = []
@@ -287,7 +283,7 @@ class Planner:
         s, pool = self.settings, self.pools[split]
         places: list[tuple[Clip, float, float]] | None = None
         if s.placement == "exponential":
-            places = _exponential_places(rng, pool, s, duration, seconds_of)
+            places = _exponential_places(rng, pool, duration, seconds_of)
         else:
             count = self.counts[split][index]
             for _ in range(_TRIES):

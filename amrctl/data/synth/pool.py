@@ -15,7 +15,9 @@ import numpy.typing as npt
 from amrctl.data.captions import CaptionedClip, exclude, read_captions, read_ids
 from amrctl.data.soundbank import KINDS, REVISION, clip_name, render
 from amrctl.data.soundbank_captions import CAPTIONS
-from amrctl.data.synth.settings import BUILTIN, SynthSettings, captions_of, shares
+from amrctl.data.splits import divide, shares
+from amrctl.data.synth.settings import BUILTIN, SynthSettings, captions_of
+from amrctl.data.synth.trim import fit
 from amrctl.errors import AmrctlError, AudioError, ManifestError
 from amrctl.progress import SILENT, Reporter
 
@@ -46,36 +48,6 @@ class SplitPool:
     clips: tuple[Clip, ...]
     events: dict[str, tuple[int, ...]]
     backgrounds: tuple[tuple[Path, ...], ...]
-
-
-def divide(clips: Sequence[tuple[str, str]], splits: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Divide (event, file) pairs at random: file → split.
-
-    Every event's clips are divided in the proportions of `splits` (rounded down); what is left
-    over goes to the split that is furthest below its share of all clips. Events with one clip,
-    as in Clotho, are thus divided as a whole.
-    """
-    rng = np.random.default_rng([seed, 7_001])
-    groups: dict[str, list[str]] = {}
-    for event, file in clips:
-        groups.setdefault(event, []).append(file)
-    given = dict.fromkeys(splits, 0)
-    found: dict[str, str] = {}
-    names = list(groups)
-    for position in rng.permutation(len(names)):
-        files = groups[names[position]]
-        order = [files[i] for i in rng.permutation(len(files))]
-        quota = {name: int(len(order) * share + 1e-9) for name, share in splits.items()}
-        for file in order:
-            split = next((name for name, left in quota.items() if left), None)
-            if split is None:
-                total = sum(given.values()) + 1
-                split = max(splits, key=lambda name: splits[name] * total - given[name])
-            else:
-                quota[split] -= 1
-            given[split] += 1
-            found[file] = split
-    return found
 
 
 def _sounds(folder: Path) -> list[Path]:
@@ -306,8 +278,6 @@ class Shelf:
         if clip.file in self._sounds:
             self._sounds.move_to_end(clip.file)
             return self._sounds[clip.file]
-        from amrctl.data.synth.mix import fit
-
         sound = fit(self._read(clip), self._settings)
         if len(sound) == 0:
             raise AudioError(f"{clip.path}: holds only silence; leave the clip out of the captions")

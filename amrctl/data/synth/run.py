@@ -7,17 +7,12 @@ finished recordings are listed in `.journal.jsonl`; a later run with the same fi
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,8 @@ from amrctl.data.synth.mix import render
 from amrctl.data.synth.plan import Planner, RecordingPlan, background_windows, event_counts
 from amrctl.data.synth.pool import Shelf, SplitPool, fingerprint, load_pools
 from amrctl.data.synth.settings import SynthSettings
-from amrctl.errors import AmrctlError, OutputError
+from amrctl.data.workers import spread
+from amrctl.errors import OutputError
 from amrctl.progress import SILENT, Reporter
 from amrctl.provenance import sha256, write_json, write_text, writing
 
@@ -116,9 +112,11 @@ class _Maker:
         self.planner, self.audio = planner, audio
         self.shelf = Shelf(planner.settings)
 
-    def make(self, split: str, index: int) -> dict[str, Any]:
+    def __call__(self, job: tuple[str, int]) -> dict[str, Any]:
+        """Make recording `index` of `split`, write its file, return its line of `recordings.jsonl`."""
         import soundfile
 
+        split, index = job
         plan = self.planner.plan(split, index, self.shelf.seconds)
         mixed = render(plan, self.planner, self.shelf)
         target = self.audio / f"{plan.vid}.flac"
@@ -128,61 +126,15 @@ class _Maker:
         return {**entry, "bytes": target.stat().st_size, "sha256": sha256(target)}
 
 
-_maker: _Maker | None = None  # of a worker process
-
-
-def _start_worker(planner: Planner, audio: Path) -> None:
-    """In a worker: end when the parent is killed, leave Ctrl-C to the parent, keep the material."""
-    global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    _maker = _Maker(planner, audio)
-
-
-def _work(split: str, index: int) -> dict[str, Any]:
-    assert _maker is not None
-    return _maker.make(split, index)
-
-
 def _run(
     planner: Planner, audio: Path, jobs: list[tuple[str, int]], workers: int
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Make all `jobs`; entries come in the order in which they are done."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         maker = _Maker(planner, audio)
-        for split, index in jobs:
-            yield maker.make(split, index)
-        return
-    spawn = multiprocessing.get_context("spawn")  # fork is unsafe once torch or numpy have threads
-    pool = ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_start_worker, initargs=(planner, audio)
-    )
-    try:
-        waiting: set[Future[dict[str, Any]]] = set()
-        todo = iter(jobs)
-        while True:
-            while len(waiting) < 4 * workers and (job := next(todo, None)) is not None:
-                waiting.add(pool.submit(_work, *job))
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise AmrctlError(
-            "a worker process died (out of memory?); run the same command with fewer --workers, "
-            "it goes on where it stopped"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        return (maker(job) for job in jobs)
+    return spread(partial(_Maker, planner, audio), jobs, workers)
 
 
 def _versions() -> dict[str, str]:
@@ -317,7 +269,7 @@ def synthesise(
             write_manifest(
                 path, [q for e in ordered if e["split"] == name for q in _queries(e)], overwrite=True
             )
-        (folder / _JOURNAL).unlink(missing_ok=True)
+    (folder / _JOURNAL).unlink(missing_ok=True)  # also one left by a kill after the last manifest
     asked = dict.fromkeys(manifests, 0)
     for entry in entries.values():
         asked[entry["split"]] += len(entry["queries"])
@@ -346,8 +298,10 @@ def _make_all(
     with (
         open(folder / _JOURNAL, "a", encoding="utf-8") as journal,
         report.bar("synthesise", total, unit="recordings", done=total - len(todo)) as bar,
+        # closed at once on a fault, so that no worker goes on with what nobody waits for
+        contextlib.closing(_run(planner, audio, todo, workers)) as made,
     ):
-        for entry in _run(planner, audio, todo, workers):
+        for entry in made:
             entries[entry["split"], entry["index"]] = entry
             journal.write(_lines([entry]))
             journal.flush()

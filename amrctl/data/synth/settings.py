@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from amrctl.data.splits import shares
 from amrctl.errors import AmrctlError, near
 
 BUILTIN = "builtin"
@@ -157,17 +158,6 @@ class SynthSettings:
     def to_json(self) -> dict[str, Any]:
         """The choices as JSON values."""
         return {key: dict(v) if isinstance(v, Mapping) else v for key, v in vars(self).items()}
-
-
-def shares(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """Divide `total` things by `fractions` (sum 1) into whole numbers, largest remainders first."""
-    exact = {name: total * share for name, share in fractions.items()}
-    # 1e-9: 0.7 * 10 is 7.000000000000001 in floats, and must not take from the others
-    got = {name: math.floor(value + 1e-9) for name, value in exact.items()}
-    order = sorted(exact, key=lambda name: got[name] - exact[name])
-    for name in order[: total - sum(got.values())]:
-        got[name] += 1
-    return got
 
 
 # Published numbers: recordings (and queries) by split.

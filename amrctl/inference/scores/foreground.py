@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from amrctl.data.batch import Batch
 from amrctl.errors import RecipeError
 from amrctl.losses.labels import foreground
 from amrctl.model.types import Output
@@ -23,7 +24,7 @@ class ForegroundScore:
     def __init__(self, config: ForegroundScoreConfig) -> None:
         pass
 
-    def __call__(self, output: Output) -> Tensor:
+    def __call__(self, output: Output, batch: Batch) -> Tensor:
         """[B, N] float32 in 0..1."""
         if output.logits is None:
             raise RecipeError("inference.score: 'foreground' needs the head 'foreground'")

@@ -11,14 +11,15 @@ queries before the first layer, add to the cross-attention logits, or forbid sel
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from amrctl.model.layers.attention import attend, join_heads, key_mask, split_heads
+from amrctl.data.batch import Batch
+from amrctl.model.layers.attention import attend, join_heads, key_mask, require_heads, split_heads
 from amrctl.model.layers.dropout import Dropout
 from amrctl.model.layers.feedforward import MLP, Feedforward, xavier_
 from amrctl.model.layers.positions import span_positions
@@ -43,13 +44,17 @@ class Queries:
     content: Tensor  # [B, N, H]
     reference: Tensor  # [B, N, 2] in 0..1
     self_mask: Tensor | None = None  # [B or 1, 1, N, N] bool, True = may be seen
+    extra: int = 0  # the last so many are there for a hook's own loss (`Decoded.extra`)
 
 
 class DecoderHook(nn.Module):
     """A change to the decoder that a paper proposes; the base class changes nothing."""
 
-    def start(self, queries: Queries, memory: Memory) -> Queries:
-        """Change the queries before the first layer."""
+    def start(self, queries: Queries, memory: Memory, batch: Batch) -> Queries:
+        """Change the queries before the first layer, or add some after them (see `Queries.extra`).
+
+        What the hook's own loss needs goes into `memory.extras`. Only training batches have targets.
+        """
         return queries
 
     def bias(self, queries: Queries, memory: Memory, layer: int) -> Tensor | None:
@@ -83,6 +88,7 @@ class ConditionalLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float, first: bool) -> None:
         super().__init__()
+        require_heads(width, heads)
         self.heads, self.first = heads, first
         self.sa_qcontent_proj = nn.Linear(width, width)
         self.sa_qpos_proj = nn.Linear(width, width)
@@ -152,11 +158,11 @@ class ConditionalDecoder(nn.Module):
         "layers.0.sa_v_proj.weight",
     )
 
-    def __init__(self, config: ConditionalConfig, dims: Dims, hooks: list[DecoderHook]) -> None:
+    def __init__(self, config: ConditionalConfig, dims: Dims, hooks: dict[str, DecoderHook]) -> None:
         super().__init__()
         width = dims.hidden
         inner = config.inner or 4 * width
-        self.hooks = nn.ModuleList(hooks)
+        self.hooks = nn.ModuleDict(hooks)
         self.layers = nn.ModuleList(
             ConditionalLayer(width, config.heads, inner, config.dropout, first=i == 0)
             for i in range(config.layers)
@@ -177,13 +183,13 @@ class ConditionalDecoder(nn.Module):
         nn.init.zeros_(self.bbox_embed.last.bias)
         self.query_embed = nn.Embedding(config.queries, 2)
 
-    def forward(self, memory: Memory) -> Decoded:
+    def forward(self, memory: Memory, batch: Batch) -> Decoded:
         size, _, width = memory.audio.shape
         reference = self.query_embed.weight.sigmoid().expand(size, -1, -1)
         content = torch.zeros(*reference.shape[:2], width, device=reference.device, dtype=memory.audio.dtype)
         queries = Queries(content, reference)
         for hook in self._hooks():
-            queries = hook.start(queries, memory)
+            queries = hook.start(queries, memory, batch)
         seen = None if bool(memory.audio_mask.all()) else key_mask(memory.audio_mask)
         states, references = [], []
         for i, layer in enumerate(self.layers):
@@ -206,11 +212,11 @@ class ConditionalDecoder(nn.Module):
                 # the head of the next layer adds to this reference with its gradient; the layer
                 # itself looks at the detached value
                 refined = (self.bbox_embed(x).float() + logit(start)).sigmoid()
-                queries = Queries(x, refined, queries.self_mask)
-        return Decoded(torch.stack(states), torch.stack(references))
+                queries = replace(queries, content=x, reference=refined)
+        return _apart(torch.stack(states), torch.stack(references), queries.extra)
 
     def _hooks(self) -> list[DecoderHook]:
-        return [hook for hook in self.hooks if isinstance(hook, DecoderHook)]
+        return [hook for hook in self.hooks.values() if isinstance(hook, DecoderHook)]
 
     def _cross_mask(self, seen: Tensor | None, queries: Queries, memory: Memory, layer: int) -> Tensor | None:
         biases = [b for hook in self._hooks() if (b := hook.bias(queries, memory, layer)) is not None]
@@ -219,4 +225,12 @@ class ConditionalDecoder(nn.Module):
         total = biases[0]
         for more in biases[1:]:
             total = total + more
-        return total if seen is None else total.masked_fill(~seen, -math.inf)
+        return total if seen is None else torch.where(seen, total, -math.inf)
+
+
+def _apart(states: Tensor, references: Tensor, extra: int) -> Decoded:
+    """`[S, B, N, ...]` each → the decoder's own queries, and apart from them the last `extra`."""
+    if not extra:
+        return Decoded(states, references)
+    more = Decoded(states[:, :, -extra:], references[:, :, -extra:])
+    return Decoded(states[:, :, :-extra], references[:, :, :-extra], more)

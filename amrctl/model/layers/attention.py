@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amrctl.errors import RecipeError
 from amrctl.model.layers.dropout import drop
 
 
@@ -33,6 +34,12 @@ def attend(
     return torch.matmul(drop(scores.softmax(-1), dropout, True), value)
 
 
+def require_heads(width: int, heads: int) -> None:
+    """Raise `RecipeError` when `heads` do not share `width` evenly."""
+    if width % heads:
+        raise RecipeError(f"model: heads: width {width} is not a multiple of {heads} heads")
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, H] → [B, heads, T, H / heads]."""
     return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
@@ -56,8 +63,7 @@ class MultiheadAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        require_heads(width, heads)
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))

@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 
 from amrctl.data.audio import find_audio
 from amrctl.data.manifest import read_manifest
+from amrctl.data.splits import divide, shares
 from amrctl.data.synth import synthesise
-from amrctl.data.synth.mix import (
-    coloured_noise,
-    fit,
-    render,
-    repeat_to,
-    trim_blocks,
-    trim_silence,
-)
-from amrctl.data.synth.pool import divide
-from amrctl.data.synth.settings import shares
+from amrctl.data.synth.mix import coloured_noise, render, repeat_to
+from amrctl.data.synth.trim import fit, trim_blocks, trim_silence
 from tests.data.synth.helpers import RATE, clip_folder, planned, settings, tone
 
 

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from amrctl.data.manifest import read_manifest
 from amrctl.data.synth import SynthSettings, run, synthesise, with_preset
-from amrctl.data.synth.mix import (
-    render,
-)
+from amrctl.data.synth.mix import render
 from amrctl.data.synth.plan import Planner
 from amrctl.data.synth.pool import Clip, SplitPool
 from tests.data.synth.helpers import RATE, planned, settings

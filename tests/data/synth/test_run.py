@@ -13,10 +13,7 @@ import soundfile
 
 from amrctl.data.audio import load_mono
 from amrctl.data.synth import run, synthesise
-from amrctl.data.synth.mix import (
-    read_piece,
-    render,
-)
+from amrctl.data.synth.mix import read_piece, render
 from amrctl.data.synth.pool import load_pools
 from amrctl.errors import AudioError, ManifestError, OutputError
 from tests.data.synth.helpers import RATE, clip_folder, digests, log, planned, settings, tone
@@ -115,16 +112,16 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: 
     made = settings(recordings=5)
     synthesise(made, tmp_path / "whole")
     out = tmp_path / "out"
-    original: Callable[..., Any] = run._Maker.make
+    original: Callable[..., Any] = run._Maker.__call__
     calls: list[int] = []
 
-    def dying(self: Any, split: str, index: int) -> Any:
-        calls.append(index)
+    def dying(self: Any, job: tuple[str, int]) -> Any:
+        calls.append(job[1])
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, split, index)
+        return original(self, job)
 
-    monkeypatch.setattr(run._Maker, "make", dying)
+    monkeypatch.setattr(run._Maker, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         synthesise(made, out)
     assert not (out / "manifest.jsonl").exists()

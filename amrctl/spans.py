@@ -18,13 +18,17 @@ def as_windows(windows: npt.ArrayLike) -> Floats:
     return np.asarray(windows, dtype=np.float64).reshape(-1, 2)
 
 
+def _overlap(start: Floats, end: Floats, other_start: Floats, other_end: Floats) -> tuple[Floats, Floats]:
+    inter = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
+    return inter, (end - start) + (other_end - other_start) - inter
+
+
 def iou(start: Floats, end: Floats, other_start: Floats, other_end: Floats) -> Floats:
     """Intersection over union of windows whose starts and ends broadcast against the others', in 0..1.
 
     Where the union is not positive (both windows empty, or reversed) the answer is 0.
     """
-    inter = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
-    union = (end - start) + (other_end - other_start) - inter
+    inter, union = _overlap(start, end, other_start, other_end)
     return np.asarray(np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))
 
 
@@ -44,8 +48,7 @@ def generalised_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Floats:
     """
     wa, wb = as_windows(a)[:, None], as_windows(b)[None]
     hull = np.maximum(wa[..., 1], wb[..., 1]) - np.minimum(wa[..., 0], wb[..., 0])
-    inter = np.maximum(np.minimum(wa[..., 1], wb[..., 1]) - np.maximum(wa[..., 0], wb[..., 0]), 0.0)
-    union = (wa[..., 1] - wa[..., 0]) + (wb[..., 1] - wb[..., 0]) - inter
+    _, union = _overlap(wa[..., 0], wa[..., 1], wb[..., 0], wb[..., 1])
     gap = np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
     return np.asarray(temporal_iou(a, b) - gap, dtype=np.float64)
 

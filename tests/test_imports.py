@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,27 @@ def test_the_table_is_one_way() -> None:
             if unit not in seen:
                 seen.add(unit)
                 todo.extend(ALLOWED[unit])
+
+
+def test_no_module_reaches_itself() -> None:
+    """Also not through imports inside functions; what only the type checker reads is free."""
+
+    def needed(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            if isinstance(child, (ast.Import, ast.ImportFrom)):
+                yield from imported(child)
+            else:
+                yield from needed(child)
+
+    names = {".".join(("amrctl", *p.relative_to(ROOT).with_suffix("").parts)): p for p in modules()}
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found = set(needed(parsed(path)))
+        graph[name] = {n if n in names else n.rpartition(".")[0] for n in found} & names.keys() - {name}
+    assert sum(map(len, graph.values())) > 100
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # a circle raises, and names its modules
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cli").glob("*.py")), ids=lambda p: p.stem)

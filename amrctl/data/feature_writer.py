@@ -62,6 +62,8 @@ class FeatureWriter:
         streams: Iterable[tuple[Side, str]] = (),
     ) -> None:
         self.out = Path(out)
+        if not self.out.name:
+            raise FeatureError(f"--out '{out}' names no file; write one, as F.h5")
         self.part = self.out.with_name(self.out.name + ".part")
         self.overwrite = overwrite
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), sort_keys=True))

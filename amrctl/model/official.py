@@ -95,12 +95,10 @@ def _raw(path: Path) -> tuple[dict[str, Tensor], int]:
     try:
         with torch.serialization.safe_globals([easydict]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own text tells people to read the file unsafely
-        raise CheckpointError(
-            f"{path} is no torch checkpoint, or holds more than weights; it is not opened: loading could run code"
-        ) from None
     except Exception as error:  # torch raises many kinds for a file that is not one of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason:  # torch advises to load the file unsafely
+            reason = "it is something else, or holds more than weights and plain values"
         raise CheckpointError(f"{path} cannot be read safely as a torch checkpoint: {reason}") from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -19,10 +19,11 @@ class Size:
     """How much the demo does; the default takes two to three minutes on two cores."""
 
     pretrain_recordings: int = 200
-    recordings: int = 240
-    length: int = 40  # seconds
+    recordings: int = 280
+    pretrain_length: int = 40  # seconds
+    length: int = 60  # seconds; with one moment a query, no fixed window is right often
     pretrain_epochs: int = 18
-    finetune_epochs: int = 12
+    finetune_epochs: int = 10
     seeds: str = "0-1"
 
 
@@ -56,7 +57,7 @@ def plan(out: Path, size: Size, seed: int = 0) -> Plan:
     pre_train, pre_val = pre / "train.jsonl", pre / "val.jsonl"
     pre_run, runs, soup = out / "pretrain", out / "finetune", out / "soup.safetensors"
     predictions, results = out / "predictions", out / "results"
-    mix = ["--length", str(size.length), "--repeats", "1-2", "--snap", "--snr", "10-25"]
+    mix = ["--snap", "--snr", "10-25"]
     steps: list[Step] = []
 
     def step(title: str, *arguments: object, makes: tuple[Path, ...]) -> None:
@@ -64,15 +65,17 @@ def plan(out: Path, size: Size, seed: int = 0) -> Plan:
 
     step(
         "Mix a pre-training set from the embedded sound bank",
-        "synth", "--events", "builtin", "--recordings", size.pretrain_recordings, *mix,
-        "--events-per-recording", "2-4", "--splits", "train=0.9,val=0.1", "--prefix", "pre",
+        "synth", "--events", "builtin", "--recordings", size.pretrain_recordings,
+        "--length", size.pretrain_length, "--events-per-recording", "2-4", "--repeats", "1-2", *mix,
+        "--splits", "train=0.9,val=0.1", "--prefix", "pre",
         "--seed", seed + 1, "--out", pre,
         makes=(pre_train, pre_val),
     )  # fmt: skip
     step(
         "Mix the target set; its test split shares no clip with the others",
-        "synth", "--events", "builtin", "--recordings", size.recordings, *mix,
-        "--events-per-recording", "3-4", "--splits", "train=0.6,val=0.15,test=0.25", "--prefix", "demo",
+        "synth", "--events", "builtin", "--recordings", size.recordings,
+        "--length", size.length, "--events-per-recording", "3-4", *mix,
+        "--splits", "train=0.52,val=0.13,test=0.35", "--prefix", "demo",
         "--seed", seed, "--out", data,
         makes=(train, val, test),
     )  # fmt: skip

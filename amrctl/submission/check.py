@@ -305,7 +305,9 @@ def _check_yaml(name: str, data: bytes, label: str, prefix: str, report: Report)
         fault("'submission' is not a block of keys")
         return
     if not block:  # the challenge's own template decides the layout
-        report.notes.append(f"{prefix}{name}: there is no 'submission' block; label and authors are not checked")
+        report.notes.append(
+            f"{prefix}{name}: there is no 'submission' block; label and authors are not checked"
+        )
     elif block.get("label") != label:
         fault(f"submission.label is {block.get('label')!r}, the file is {label}")
     abbreviation = block.get("abbreviation", "")

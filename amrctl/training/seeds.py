@@ -87,8 +87,8 @@ def train_seeds(
     missing = [seed for seed in seeds if seed not in outcomes]
     if missing:
         job = run.load(request, made_of, report)
-        if request.init:
-            run.assemble(job, missing[0])  # weights that do not fit are the input's fault, not a seed's
+        # a recipe that cannot be built and weights that do not fit are the input's fault, not a seed's
+        run.assemble(job, missing[0])
         if several:
             for path in foreign:
                 RunFolder(path).clear()

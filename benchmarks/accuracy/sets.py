@@ -159,7 +159,7 @@ def _esc10(made: DataSet, sources: Sources, commands: Commands) -> None:
         commands.amrctl(
             "synth", "--events", sources.data / "esc10" / "audio", "--captions", captions,
             "--recordings", MIX_RECORDINGS, "--splits", MIX_SPLITS, "--length", "60", "--snap",
-            "--snr", "0-15", "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
+            "--snr", "5-20", "--events-per-recording", events, "--repeats", repeats, "--min-event", shortest,
             "--prefix", f"esc10-{name}", "--seed", str(seed), "--out", mixed[-1],
         )  # fmt: skip
     bank = made.folder / "mixed" / "pretrain"

@@ -376,3 +376,11 @@ def test_a_damaged_file_is_told(tmp_path: Path, damage: Callable[[Path], object]
         file.streams("audio")
     with pytest.raises(OutputError, match="--overwrite"):
         extract(out, ["a"])
+
+
+def test_a_folder_is_no_feature_file(tmp_path: Path) -> None:
+    for path in (tmp_path, Path()):
+        with pytest.raises(FeatureError, match="is a folder, not a feature file"):
+            FeatureFile(path)
+    with pytest.raises(FeatureError, match="names no file"):
+        FeatureWriter(Path(), {"encoder": "toy"}, False)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from amrctl import spans as arrays
 from amrctl.data.tef import tef_2d
+from amrctl.errors import RecipeError
+from amrctl.model.decoder.conditional import ConditionalLayer
 from amrctl.model.layers import spans as tensors
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
 from amrctl.model.layers.dropout import Dropout, drop, dropped
@@ -138,6 +140,8 @@ def test_heads_split_and_join() -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(RecipeError, match="width 10 is not a multiple of 3 heads"):
         MultiheadAttention(10, 3, 0.0)
+    with pytest.raises(RecipeError, match="width 10 is not a multiple of 3 heads"):
+        ConditionalLayer(10, 3, 8, 0.0, first=True)
 
 
 def test_the_encoder_layer_is_torchs_post_norm_layer() -> None:

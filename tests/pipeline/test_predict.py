@@ -138,5 +138,5 @@ def test_provenance_of_predictions(made: Heard, tmp_path: Path) -> None:
     assert [Path(c["path"]) for c in meta["checkpoints"]] == [made.checkpoint]
     assert meta["checkpoints"][0]["trained_on"][0]["path"] == str(made.train)
     assert (meta["audio_encoders"], meta["text_encoders"]) == (["logmel"], ["words"])
-    assert meta["datasets"] == ["train.jsonl"]
+    assert meta["datasets"] == ["data/train.jsonl"]
     assert meta["operation"] == "predict"

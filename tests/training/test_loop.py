@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from amrctl import recipe as recipes
+from amrctl.errors import PredictionError
 from amrctl.inference.predict import predict
 from amrctl.losses.total import Criterion, Loss
 from amrctl.model.checkpoint import read_metadata
 from amrctl.run_folder import RunFolder
 from amrctl.training import loop, run, state
 from amrctl.training.loop import DivergedError, Outcome, train
-from amrctl.training.run import Request
+from amrctl.training.run import Request, TeacherChoice
 from tests.training.tiny import Tiny
 
 Trainer = Callable[..., Outcome]
@@ -257,3 +258,19 @@ def test_every_epoch_of_every_seed_has_its_own_random_numbers() -> None:
     drawn = {state.mix(seed, epoch) for seed in range(40) for epoch in range(40)}
     assert len(drawn) == 1600
     assert all(0 <= value < 2**63 for value in drawn)
+
+
+@pytest.mark.parametrize("teacher", ["missing.jsonl", "."])
+def test_a_teacher_that_is_no_prediction_file_has_its_own_message(
+    tiny: Tiny, tmp_path: Path, teacher: str
+) -> None:
+    request = Request(
+        recipe=recipes.load(str(tiny.recipe), "finetune"),
+        train=(tiny.train,),
+        val=(tiny.val,),
+        features=tiny.features,
+        device="cpu",
+        teacher=TeacherChoice((tmp_path / teacher,)),
+    )
+    with pytest.raises(PredictionError, match="cannot read"):
+        run.fingerprint(request)

@@ -140,7 +140,7 @@ def pair(predictions: Predictions | Sequence[Prediction], manifest: Manifest) ->
         if item.vid != queries[item.qid].vid:
             raise PredictionError(
                 f"{name}: qid {item.qid} is about recording {item.vid}, in "
-                f"{_name(manifest, 'the manifest')} about {queries[item.qid].vid}; the two do not belong together"
+                f"{_name(manifest, 'the manifest')} about {queries[item.qid].vid}; they do not belong together"
             )
     # What counts is the length alone: a moment may end after its recording, as the official script has it.
     counted = {q.qid: [w for w in q.windows or () if 0 < w[1] - w[0] <= LONGEST] for q in manifest}

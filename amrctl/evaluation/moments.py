@@ -139,8 +139,8 @@ def pair(predictions: Predictions | Sequence[Prediction], manifest: Manifest) ->
     for item in items:
         if item.vid != queries[item.qid].vid:
             raise PredictionError(
-                f"{name}: qid {item.qid} is about recording {item.vid}, in "
-                f"{_name(manifest, 'the manifest')} about {queries[item.qid].vid}; they do not belong together"
+                f"{name}: qid {item.qid} is about recording {item.vid}, in {_name(manifest, 'the manifest')}"
+                f" about {queries[item.qid].vid}; they do not belong together"
             )
     # What counts is the length alone: a moment may end after its recording, as the official script has it.
     counted = {q.qid: [w for w in q.windows or () if 0 < w[1] - w[0] <= LONGEST] for q in manifest}

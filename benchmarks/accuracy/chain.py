@@ -18,18 +18,24 @@ from benchmarks.accuracy.settings import Row
 
 
 def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, again: bool) -> None:
-    """Fuse, rerank and (with a common pre-training) soup the seeds, and evaluate each result.
+    """Fuse, rerank and soup the seeds, and evaluate each result.
 
-    Left alone when it is stored for these seeds, or when a run's files are not in the work folder.
+    Weights of seeds without a common pre-training have no reason to average well: that soup is there to
+    be seen, `soup` warns of it.
+
+    Left alone when it is stored for these very runs, or when a run's files are not in the work folder.
     """
     path = places.results / data.name / f"{row.name}.chain.json"
     if len(seeds) < 2:
         return
-    if path.is_file() and not again and json.loads(path.read_text(encoding="utf-8"))["seeds"] == list(seeds):
-        return
     folders = [places.run(data.name, row.name, seed) for seed in seeds]
     if not all((folder / EXACT).is_file() for folder in folders):
         return
+    made_of = [provenance.sha256(folder / EXACT) for folder in folders]
+    if path.is_file() and not again:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.get("made_of") == made_of:
+            return
     commands = Commands()
     out = places.work / data.name / "runs" / f"{row.name}.chain"
     out.mkdir(parents=True, exist_ok=True)
@@ -44,15 +50,14 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
             "rerank", folder / ROUNDED, "--verifier", "similarity", "--features", data.features,
             "--train", data.manifest("train"), "--cache", out / "cache", "--overwrite", "--out", target,
         )  # fmt: skip
-    if row.pretrain:
-        soup = out / "soup.safetensors"
-        checkpoints = [folder / "finetune" / "best.safetensors" for folder in folders]
-        commands.amrctl("soup", *checkpoints, "--uniform", "--overwrite", "--out", soup)
-        made["soup"] = [out / "soup.jsonl"]
-        commands.amrctl(
-            "predict", "--checkpoint", soup, "--features", data.features, "--test", data.manifest("test"),
-            "--overwrite", "--out", made["soup"][0],
-        )  # fmt: skip
+    soup = out / "soup.safetensors"
+    checkpoints = [folder / "finetune" / "best.safetensors" for folder in folders]
+    commands.amrctl("soup", *checkpoints, "--uniform", "--overwrite", "--out", soup)
+    made["soup"] = [out / "soup.jsonl"]
+    commands.amrctl(
+        "predict", "--checkpoint", soup, "--features", data.features, "--test", data.manifest("test"),
+        "--overwrite", "--out", made["soup"][0],
+    )  # fmt: skip
     rounded = [folder / ROUNDED for folder in folders]
     results: dict[str, Any] = {}
     for name, files in made.items():
@@ -61,5 +66,5 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
             "metrics": {metric: round(told["mean"], 4) for metric, told in report["metrics"].items()},
             "against": report["against"]["metrics"],
         }
-    told = {"row": row.name, "set": data.name, "seeds": list(seeds), "made": results}
+    told = {"row": row.name, "set": data.name, "seeds": list(seeds), "made_of": made_of, "made": results}
     provenance.write_json(path, {**told, "commands": commands.ran})

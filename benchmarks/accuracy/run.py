@@ -65,11 +65,6 @@ def run_row(
             return result
         shutil.rmtree(folder, ignore_errors=True)
         stored.unlink(missing_ok=True)
-    earlier = places.pretrained(data.name, row.name) / "recipe.yaml"
-    if row.pretrain and earlier.is_file():
-        was = yaml.safe_load(earlier.read_text(encoding="utf-8"))
-        if not same_settings(was, resolved["pretrain"]):
-            shutil.rmtree(earlier.parent)
     commands = Commands()
     minutes: dict[str, float] = {}
     best: dict[str, Any] = {}
@@ -77,6 +72,7 @@ def run_row(
     for stage in row.stages:
         prefix = "pretrain-" if stage == "pretrain" else ""
         out = places.pretrained(data.name, row.name) if prefix else folder / stage
+        _remove_other(out, resolved[stage])
         sets = [word for change in plan.changes(row, data.name, stage) for word in ("--set", change)]
         commands.amrctl(
             stage, "--recipe", row.recipe, "--train", data.manifest(f"{prefix}train"),
@@ -118,6 +114,13 @@ def run_row(
             path.write_bytes(packed)
     provenance.write_json(stored, result)  # the last, as it says that the run is finished
     return result
+
+
+def _remove_other(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Remove a run, finished or not, that was made with other settings."""
+    earlier = folder / "recipe.yaml"
+    if earlier.is_file() and not same_settings(yaml.safe_load(earlier.read_text(encoding="utf-8")), recipe):
+        shutil.rmtree(folder)
 
 
 def predictions(name: str, row: str, seed: int, places: Places) -> Path | None:

@@ -224,6 +224,23 @@ def test_a_row_of_two_stages_goes_on_from_its_pretraining(
     assert (tmp_path / "work" / "esc10" / "runs" / "qd-detr+pretrain.pretrain" / "log.jsonl").is_file()
 
 
+def test_an_unfinished_run_of_other_settings_is_removed(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = read_plan()
+    folder = tmp_path / "work" / "esc10" / "runs" / f"{REFERENCE}.seed-1" / "finetune"
+    folder.mkdir(parents=True)
+    resolved = plan.resolved(plan.rows[REFERENCE], "esc10")["finetune"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolved))
+    trained(plan)
+    assert (folder / "recipe.yaml").is_file()  # its own: goes on there
+    resolved["train"]["epochs"] = 7
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolved))
+    (tmp_path / "results" / "esc10" / f"{REFERENCE}.seed-1.json").unlink()
+    trained(plan)
+    assert not (folder / "recipe.yaml").exists()
+
+
 def test_new_keys_do_not_make_a_stored_result_stale() -> None:
     assert run.same_settings({"a": [{"b": 1}]}, {"a": [{"b": 1, "new": 0}], "new": 2})
     assert not run.same_settings({"a": [{"b": 1}]}, {"a": [{"b": 2}]})

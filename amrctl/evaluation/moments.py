@@ -136,12 +136,6 @@ def pair(predictions: Predictions | Sequence[Prediction], manifest: Manifest) ->
         raise PredictionError(
             f"{name}: a query is answered twice ({len(items)} answers, {len(have)} queries)"
         )
-    for item in items:
-        if item.vid != queries[item.qid].vid:
-            raise PredictionError(
-                f"{name}: qid {item.qid} is about recording {item.vid}, in {_name(manifest, 'the manifest')}"
-                f" about {queries[item.qid].vid}; they do not belong together"
-            )
     # What counts is the length alone: a moment may end after its recording, as the official script has it.
     counted = {q.qid: [w for w in q.windows or () if 0 < w[1] - w[0] <= LONGEST] for q in manifest}
     kept = [p for p in items if counted[p.qid]]

@@ -16,12 +16,13 @@ import amrctl
 ROOT = Path(amrctl.__file__).parent
 
 # Stages in the order of the work. A unit may import itself and what its row names.
-GROUND = {"errors", "progress"}
+GROUND = {"errors", "progress", "compiled"}
 FILES = GROUND | {"spans", "provenance"}
 RECIPES = FILES | {"registry", "recipe"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "compiled": set(),
     "spans": {"errors"},
     "provenance": {"errors"},
     "registry": {"errors"},

@@ -16,6 +16,7 @@ from amrctl.data.tef import tef_2d
 from amrctl.errors import RecipeError
 from amrctl.model.decoder.conditional import ConditionalLayer
 from amrctl.model.layers import spans as tensors
+from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
 from amrctl.model.layers.dropout import Dropout, drop, dropped
 from amrctl.model.layers.encoder_layer import EncoderLayer
@@ -77,7 +78,43 @@ def test_dropout_is_the_identity_when_it_should_be_and_repeats_with_its_seed() -
     assert torch.equal(first, module(x))
     assert drop(x[:, ::2], 0.5, True).shape == (3, 2)  # strided
     assert drop(x[:0], 0.5, True).shape == (0, 4)
-    assert drop(x.bfloat16(), 0.5, True).dtype == torch.bfloat16
+
+
+def test_dropout_of_bfloat16_is_that_of_float32_rounded() -> None:
+    x = torch.randn(3, 500).bfloat16()
+    torch.manual_seed(4)
+    wide = drop(x.float(), 0.3, True)
+    torch.manual_seed(4)
+    assert torch.equal(drop(x, 0.3, True), wide.bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(1,), (255,), (3, 256), (2, 5, 77)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_prelu_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = PReLU(), nn.PReLU(dtype=torch.float64)
+    if dtype == torch.float64:
+        ours = ours.double()
+    x = torch.randn(shape).to(dtype)
+    x.view(-1)[0] = 0.0
+    weight = torch.randn(shape).to(dtype)
+    mine, other = x.clone().requires_grad_(), x.double().requires_grad_()
+    out, wanted = ours(mine), theirs(other)
+    (out * weight).sum().backward()
+    (wanted * weight.double()).sum().backward()
+    rtol, atol = (1e-2, 1e-2) if dtype == torch.bfloat16 else (1e-5, 1e-6)
+    for found, true in ((out, wanted), (mine.grad, other.grad), (ours.weight.grad, theirs.weight.grad)):
+        assert found is not None
+        assert true is not None
+        torch.testing.assert_close(found.double(), true, rtol=rtol, atol=atol)
+    assert torch.equal(nn.functional.prelu(x, ours.weight.to(dtype)), out)
+
+
+def test_prelu_goes_through_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        out = PReLU()(nn.Linear(3, 4)(torch.randn(2, 3)))
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
 
 
 # --- attention ---------------------------------------------------------------------------------------

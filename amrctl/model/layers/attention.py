@@ -26,7 +26,7 @@ def attend(
             query, key, value, attn_mask=mask, dropout_p=dropout if training else 0.0
         )
     scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
-    if mask is not None:
+    if mask is not None and not (mask.dtype == torch.bool and mask.all()):  # most batches have no padding
         if mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, float("-inf"))
         else:

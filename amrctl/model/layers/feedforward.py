@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.dropout import Dropout
 
 
@@ -17,7 +18,7 @@ class Feedforward(nn.Module):
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()
         self.linear1 = nn.Linear(width, inner)
-        self.activation = nn.PReLU()
+        self.activation = PReLU()
         self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(inner, width)
 

@@ -1,0 +1,119 @@
+"""Element-wise loops that torch does in several passes, or slowly, on a CPU: dropout and PReLU.
+
+Random bits are a hash of a key and a counter (SplitMix64: Steele, Lea and Flood, 2014), so that a
+mask is made again from its key in the backward pass instead of being stored. One 64-bit word serves
+four elements. Half-precision numbers come as their bits (uint16, bfloat16).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amrctl.compiled import compiled
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+_WORDS = 64
+BLOCK = 4 * _WORDS  # elements; inside a block all loops run over neighbours, so that they become SIMD
+_SHIFT30, _SHIFT27, _SHIFT31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_LOW16 = np.uint64(0xFFFF)
+
+
+@compiled
+def _draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
+    """`keep[i]` = 1 where element i of this block stays, else 0."""
+    base = key + np.uint64(block * _WORDS) * _STEP
+    for k in range(_WORDS):
+        z = base + np.uint64(k) * _STEP
+        z = (z ^ (z >> _SHIFT30)) * _MIX1
+        z = (z ^ (z >> _SHIFT27)) * _MIX2
+        z = z ^ (z >> _SHIFT31)
+        for quarter in range(4):
+            bits = np.uint32((z >> np.uint64(16 * quarter)) & _LOW16)
+            keep[quarter * _WORDS + k] = bits >= cut
+
+
+@compiled
+def dropout(x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float) -> None:
+    """`out = x * scale` where an element stays, else 0; flat arrays of one float type.
+
+    An element goes when its 16 bits are below `cut`.
+    """
+    keep = np.empty(BLOCK, np.uint32)
+    factor = x.dtype.type(scale)
+    zero = x.dtype.type(0)
+    for block in range((x.size + BLOCK - 1) // BLOCK):
+        _draw(key, block, keep, cut)
+        start = block * BLOCK
+        for i in range(min(BLOCK, x.size - start)):
+            out[start + i] = x[start + i] * factor if keep[i] else zero
+
+
+@compiled
+def _rounded(bits: np.uint32) -> np.uint16:
+    """The bfloat16 nearest to a float32, ties to even, both as bits."""
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@compiled
+def dropout_bfloat16(x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float) -> None:
+    """`dropout` of bfloat16 numbers given as bits."""
+    keep = np.empty(BLOCK, np.uint32)
+    bits = np.empty(BLOCK, np.uint32)
+    wide = bits.view(np.float32)
+    factor = np.float32(scale)
+    for block in range((x.size + BLOCK - 1) // BLOCK):
+        _draw(key, block, keep, cut)
+        start = block * BLOCK
+        count = min(BLOCK, x.size - start)
+        for i in range(count):
+            bits[i] = np.uint32(x[start + i]) << np.uint32(16)
+        for i in range(count):
+            wide[i] = wide[i] * factor
+        for i in range(count):
+            out[start + i] = _rounded(bits[i]) * np.uint16(keep[i])
+
+
+@compiled
+def prelu_backward(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray) -> float:
+    """Gradient of PReLU in `x` into `out`; returns the gradient in its one slope. Flat arrays."""
+    factor = x.dtype.type(slope)
+    one = x.dtype.type(1)
+    zero = x.dtype.type(0)
+    total = 0.0
+    product = np.zeros(BLOCK, x.dtype)
+    for block in range((x.size + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        count = min(BLOCK, x.size - start)
+        for i in range(count):
+            value, g = x[start + i], grad[start + i]
+            out[start + i] = g * (one if value > zero else factor)
+            product[i] = g * min(value, zero)
+        for i in range(count, BLOCK):
+            product[i] = zero
+        width = BLOCK // 2
+        while width > 0:  # halves onto each other: SIMD, and the rounding of a pairwise sum
+            for i in range(width):
+                product[i] += product[width + i]
+            width //= 2
+        total += product[0]
+    return total
+
+
+@compiled
+def prelu_backward_bfloat16(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray) -> float:
+    """`prelu_backward` of bfloat16 numbers given as bits, computed in float32."""
+    wide = np.empty((3, BLOCK), np.float32)
+    bits = wide.view(np.uint32)
+    total = 0.0
+    for block in range((x.size + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        count = min(BLOCK, x.size - start)
+        for i in range(count):
+            bits[0, i] = np.uint32(x[start + i]) << np.uint32(16)
+            bits[1, i] = np.uint32(grad[start + i]) << np.uint32(16)
+        total += prelu_backward(wide[0, :count], wide[1, :count], slope, wide[2, :count])
+        for i in range(count):
+            out[start + i] = _rounded(bits[2, i])
+    return total

@@ -23,7 +23,7 @@ from benchmarks.accuracy.chain import run_chain
 from benchmarks.accuracy.commands import CommandError, Commands
 from benchmarks.accuracy.guess import guesses
 from benchmarks.accuracy.run import Places, predictions, run_row
-from benchmarks.accuracy.settings import REFERENCE, SETS, Row, read_plan
+from benchmarks.accuracy.settings import SETS, Row, read_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,22 +76,28 @@ def stored_seeds(row: str, data: sets.DataSet, places: Places) -> list[int]:
 
 
 def compare(row: Row, data: sets.DataSet, places: Places) -> None:
-    """Store the paired test of a row against the reference row, over the seeds that both have."""
-    both = set(stored_seeds(row.name, data, places)) & set(stored_seeds(REFERENCE, data, places))
-    seeds = sorted(both)
-    if row.name == REFERENCE or not seeds:
-        return
-    ours = [predictions(data.name, row.name, seed, places) for seed in seeds]
-    theirs = [predictions(data.name, REFERENCE, seed, places) for seed in seeds]
-    if None in ours or None in theirs:
-        print(f"{data.name} {row.name}: no paired test, predictions are missing", file=sys.stderr)
-        return
-    files = [path for path in ours if path], [path for path in theirs if path]
-    report = Commands().answer("evaluate", *files[0], "--test", data.manifest("test"), "--against", *files[1])
-    provenance.write_json(
-        places.results / data.name / f"{row.name}.against.json",
-        {"row": row.name, "seeds": seeds, "metrics": report["against"]["metrics"]},
-    )
+    """Store the paired tests of a row against its references, over the seeds that both have."""
+    for reference in row.references:
+        both = set(stored_seeds(row.name, data, places)) & set(stored_seeds(reference, data, places))
+        seeds = sorted(both)
+        if not seeds:
+            continue
+        ours = [predictions(data.name, row.name, seed, places) for seed in seeds]
+        theirs = [predictions(data.name, reference, seed, places) for seed in seeds]
+        if None in ours or None in theirs:
+            print(
+                f"{data.name} {row.name}: not tested against {reference}, files are missing", file=sys.stderr
+            )
+            continue
+        files = [path for path in ours if path], [path for path in theirs if path]
+        report = Commands().answer(
+            "evaluate", *files[0], "--test", data.manifest("test"), "--against", *files[1]
+        )
+        told = {"row": row.name, "reference": reference, "seeds": seeds}
+        provenance.write_json(
+            places.results / data.name / f"{row.name}.against.{reference}.json",
+            {**told, "metrics": report["against"]["metrics"]},
+        )
 
 
 if __name__ == "__main__":

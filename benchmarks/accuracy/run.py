@@ -19,7 +19,7 @@ import yaml
 from amrctl import provenance
 from benchmarks.accuracy.commands import Commands
 from benchmarks.accuracy.sets import DataSet
-from benchmarks.accuracy.settings import REFERENCE, Plan, Row
+from benchmarks.accuracy.settings import PRETRAINED, REFERENCE, Plan, Row
 
 ROUNDED, EXACT = "test.jsonl", "test.exact.jsonl"
 
@@ -39,6 +39,31 @@ class Places:
         """One pre-training (seed 0) serves all seeds of a row, so that their weights can be averaged."""
         return self.work / name / "runs" / f"{row}.pretrain"
 
+    def fill(
+        self, template: str, row: Row, data: DataSet, seed: int, split: str = "test"
+    ) -> list[str | Path]:
+        """Words of a command of `rows.yaml`.
+
+        `{features}`, `{train}`, `{val}`, `{queries}` (the split's), `{folder}` (this run's), `{part}` (its
+        prefix for files about this split), `{out}` (the split's predictions), `{seed}`, `{row:NAME}`
+        and `{next:NAME}`: the folder of another row's run with this seed, and with the next one.
+        """
+        folder = self.run(data.name, row.name, seed)
+        after = row.seeds[(row.seeds.index(seed) + 1) % len(row.seeds)] if seed in row.seeds else seed
+        known = {
+            "features": data.features,
+            "train": data.manifest("train"),
+            "val": data.manifest("val"),
+            "queries": data.manifest(split),
+            "folder": folder,
+            "part": folder / split,
+            "out": folder / f"{split}.jsonl",
+            "seed": seed,
+            "row": _Runs(self, data.name, seed),
+            "next": _Runs(self, data.name, after),
+        }
+        return [word.format(**known) for word in template.split()]
+
     def result(self, name: str, row: str, seed: int) -> Path:
         """The stored numbers of one run."""
         return self.results / name / f"{row}.seed-{seed}.json"
@@ -46,6 +71,18 @@ class Places:
     def kept(self, name: str, row: str, seed: int) -> Path:
         """Packed test predictions of the reference row, so that others are tested against it anywhere."""
         return self.results / name / f"{row}.seed-{seed}.predictions.jsonl.xz"
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """`{row:NAME}` of a template."""
+
+    places: Places
+    name: str
+    seed: int
+
+    def __format__(self, row: str) -> str:
+        return str(self.places.run(self.name, row, self.seed))
 
 
 def run_row(
@@ -66,19 +103,28 @@ def run_row(
         shutil.rmtree(folder, ignore_errors=True)
         stored.unlink(missing_ok=True)
     commands = Commands()
+    if row.make:
+        return _make(plan, row, data, seed, places, commands)
     minutes: dict[str, float] = {}
     best: dict[str, Any] = {}
     init: list[str | Path] = []
+    if row.init:
+        init = ["--init", places.run(data.name, row.init, seed) / "finetune" / "best.safetensors"]
+    for template in row.before:
+        folder.mkdir(parents=True, exist_ok=True)
+        commands.amrctl(*places.fill(template, row, data, seed, "train"), "--overwrite")
+    more = [word for template in row.options for word in places.fill(template, row, data, seed, "train")]
     for stage in row.stages:
         prefix = "pretrain-" if stage == "pretrain" else ""
         out = places.pretrained(data.name, row.name) if prefix else folder / stage
         _remove_other(out, resolved[stage])
         sets = [word for change in plan.changes(row, data.name, stage) for word in ("--set", change)]
         commands.amrctl(
-            stage, "--recipe", row.recipe, "--train", data.manifest(f"{prefix}train"),
-            "--val", data.manifest(f"{prefix}val"), "--features", data.features, *init,
+            "pretrain" if prefix else row.verb, "--recipe", row.recipe,
+            "--train", data.manifest(f"{prefix}train"), "--val", data.manifest(f"{prefix}val"),
+            "--features", data.features, *init,
             "--seed", "0" if prefix else str(seed),
-            *sets, "--precision", "fp32", "--device", "cpu", "--out", out,
+            *sets, *([] if prefix else more), "--precision", "fp32", "--device", "cpu", "--out", out,
         )  # fmt: skip
         log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         minutes[stage] = round(sum(entry["seconds"] for entry in log) / 60, 2)
@@ -108,11 +154,38 @@ def run_row(
         "commands": commands.ran,
     }
     stored.parent.mkdir(parents=True, exist_ok=True)
-    if row.name == REFERENCE:
+    if row.name in (REFERENCE, PRETRAINED):
         packed = lzma.compress((folder / ROUNDED).read_bytes(), preset=9)
         with provenance.writing(places.kept(data.name, row.name, seed), overwrite=True) as path:
             path.write_bytes(packed)
     provenance.write_json(stored, result)  # the last, as it says that the run is finished
+    return result
+
+
+def _make(
+    plan: Plan, row: Row, data: DataSet, seed: int, places: Places, commands: Commands
+) -> dict[str, Any]:
+    """Predictions made of other rows' runs by the row's commands, for the test split and the control."""
+    folder = places.run(data.name, row.name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {}
+    for split in ("test", "test-permuted"):
+        for template in row.make:
+            commands.amrctl(*places.fill(template, row, data, seed, split), "--overwrite")
+        queries = data.manifest(split)
+        scores[split] = metrics(commands.answer("evaluate", folder / f"{split}.jsonl", "--test", queries))
+    result = {
+        "row": row.name,
+        "set": data.name,
+        "seed": seed,
+        "metrics": scores["test"],
+        "permuted": scores["test-permuted"],
+        "minutes": {},
+        "versions": provenance.origin().get("versions"),
+        "recipe": plan.resolved(row, data.name),
+        "commands": commands.ran,
+    }
+    provenance.write_json(places.result(data.name, row.name, seed), result)
     return result
 
 

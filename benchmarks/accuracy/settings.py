@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,45 @@ from amrctl.recipe import STAGES, Stage, load
 HERE = Path(__file__).parent
 SETS = ("esc10", "castella")
 REFERENCE = "qd-detr"  # the row that all others are tested against
+PRETRAINED = "qd-detr+pretrain"  # and what rows of two stages are tested against as well: equal data
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One system: a recipe, changes of its keys, and whether it is trained in two stages."""
+    """One system: a recipe and how it is trained, or what is made of systems that are trained already.
+
+    `init`: the row whose run of the same seed it goes on from. `before`: commands that make what
+    `options`, further words of the training command, name. `make`: commands instead of a training;
+    the last writes `{out}`. All three are templates, see `run.Places.fill`.
+    """
 
     name: str
-    recipe: str
+    recipe: str = ""
     pretrain: bool = False
     set: tuple[str, ...] = ()
     sets: tuple[str, ...] = SETS
     seeds: tuple[int, ...] = SEEDS
+    init: str | None = None
+    verb: str = "finetune"
+    before: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    make: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """In the order in which they run."""
+        if self.make:
+            return ()
         return STAGES if self.pretrain else ("finetune",)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Rows that it is tested against."""
+        two_stages = (PRETRAINED,) if self.pretrain else ()
+        listed = dict.fromkeys((REFERENCE, *two_stages, *self.against))
+        return tuple(name for name in listed if name not in (self.name, "")) if self.name != REFERENCE else ()
 
 
 @dataclass(frozen=True)
@@ -57,8 +78,11 @@ class Plan:
         ]
 
     def resolved(self, row: Row, name: str) -> dict[str, Any]:
-        """Stage → the recipe as it runs."""
-        return {
+        """Stage → the recipe as it runs; what else decides a row's numbers stands beside them."""
+        more = {key: list(getattr(row, key)) for key in ("before", "options", "make") if getattr(row, key)}
+        if row.init:
+            more["init"] = [row.init]
+        return more | {
             stage: load(row.recipe, stage, self.changes(row, name, stage)).to_dict() for stage in row.stages
         }
 
@@ -68,11 +92,11 @@ def read_plan(path: Path = HERE / "rows.yaml") -> Plan:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     rows = {}
     for name, given in raw["rows"].items():
-        unknown = set(given) - {"recipe", "pretrain", "set", "sets", "seeds"}
+        unknown = set(given) - {f.name for f in fields(Row)} | {"name"} & set(given)
         foreign = set(given.get("sets", ())) - set(SETS)
-        if unknown or foreign or "recipe" not in given:
-            raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'no recipe'}")
-        lists = {key: tuple(given[key]) for key in ("set", "sets", "seeds") if key in given}
+        if unknown or foreign or ("recipe" in given) == ("make" in given):
+            raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'a recipe, or make'}")
+        lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
         rows[name] = Row(name=name, **{**given, **lists})
     return Plan(raw["model"], tuple(raw["train"]), raw["epochs"], rows)
 

@@ -54,7 +54,7 @@ def main_table(
                 str(len(runs)),
                 *(mean_and_spread([run["metrics"][metric] for run in runs]) for metric in METRICS),
                 mean_and_spread([run["permuted"]["R1@0.7"] for run in runs]),
-                f"{statistics.fmean(minutes):.1f}",
+                f"{statistics.fmean(minutes):.1f}" if any(minutes) else "",
             ]
         )
     return table(["row", "seeds", *METRICS, "R1@0.7 permuted", "minutes a run"], lines)
@@ -75,12 +75,17 @@ def section(results: Path, name: str, order: Sequence[str]) -> list[str]:
         [[n, *(f"{told[key]:,}" for key in COUNTS)] for n, told in data["manifests"].items()],
     )
     lines += ["", *main_table(rows, guess), ""]
-    compared = _read(results / name, "*.against.json")
+    compared = _read(results / name, "*.against.*.json")
+    place = {row: i for i, row in enumerate(rows)}
     if compared:
-        lines += ["Paired difference to `qd-detr` (95% interval over recordings, seeds averaged):", ""]
+        lines += ["Paired differences (95% interval over recordings, seeds averaged):", ""]
         lines += table(
-            ["row", "R1@0.7", "mAP"],
-            [[f"`{c['row']}`", *(paired_cell(c["metrics"][m]) for m in ("R1@0.7", "mAP"))] for c in compared],
+            ["row", "against", "seeds", "R1@0.7", "mAP"],
+            [
+                [f"`{c['row']}`", f"`{c['reference']}`", str(len(c["seeds"]))]
+                + [paired_cell(c["metrics"][m]) for m in ("R1@0.7", "mAP")]
+                for c in sorted(compared, key=lambda c: place.get(c["row"], len(place)))
+            ],
         )
         lines.append("")
     chains = _read(results / name, "*.chain.json")

@@ -17,7 +17,7 @@ from amrctl.evaluation.moments import METRICS
 from benchmarks.accuracy import run, sets, tables
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.guess import best_fixed, drawn, guesses
-from benchmarks.accuracy.settings import HERE, REFERENCE, SETS, Plan, read_plan
+from benchmarks.accuracy.settings import HERE, REFERENCE, SETS, Plan, Row, read_plan
 
 CLASSES = {
     "baby cry", "chainsaw", "clock tick", "dog bark", "fire crackling",
@@ -101,7 +101,9 @@ def test_every_row_resolves_with_the_shared_settings_on_both_sets() -> None:
     assert REFERENCE in plan.rows
     for row in plan.rows.values():
         for name in SETS:
-            for stage, recipe in plan.resolved(row, name).items():
+            resolved = plan.resolved(row, name)
+            for stage in row.stages:
+                recipe = resolved[stage]
                 assert recipe["train"]["epochs"] == plan.epochs[name][stage]
                 assert recipe["model"]["hidden_dim"] == plan.model["hidden_dim"]
                 assert recipe["model"]["decoder"]["heads"] == plan.model["heads"]
@@ -152,14 +154,16 @@ class Fake:
     """Stands for the command line: writes what training would, and counts."""
 
     calls: list[str]
+    words: list[list[str]]
 
     def __init__(self) -> None:
         self.ran: list[str] = []
 
     def amrctl(self, verb: str, *args: str | Path) -> None:
         type(self).calls.append(verb)
+        type(self).words.append([str(arg) for arg in args])
         out = Path(args[args.index("--out") + 1])
-        if verb in ("pretrain", "finetune"):
+        if verb in ("pretrain", "finetune", "distill"):
             out.mkdir(parents=True, exist_ok=True)
             entries = [
                 {"val": {"val": {"R1@0.7": 5.0, "mAP": 1.0}}, "epoch": 1, "seconds": 30.0},
@@ -176,11 +180,12 @@ class Fake:
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Run a row with the command line replaced by `Fake`."""
-    Fake.calls = []
+    Fake.calls, Fake.words = [], []
     monkeypatch.setattr(run, "Commands", Fake)
 
     def call(plan: Plan, name: str = REFERENCE, **options: Any) -> dict[str, Any]:
         Fake.calls.clear()
+        Fake.words.clear()
         places = run.Places(tmp_path / "work", tmp_path / "results")
         data = sets.DataSet("esc10", tmp_path / "work" / "esc10")
         return run.run_row(plan, plan.rows[name], data, 1, places, **options)
@@ -224,6 +229,44 @@ def test_a_row_of_two_stages_goes_on_from_its_pretraining(
     assert (tmp_path / "work" / "esc10" / "runs" / "qd-detr+pretrain.pretrain" / "log.jsonl").is_file()
 
 
+def test_a_row_goes_on_from_another_with_what_its_commands_make(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = read_plan()
+    row = Row(
+        "student", REFERENCE, init=REFERENCE, verb="distill", sets=("esc10",),
+        before=("predict --checkpoint {row:qd-detr}/finetune/best.safetensors --test {queries} --out {out}",),
+        options=("--teacher {part}.jsonl",),
+    )  # fmt: skip
+    result = trained(replace(plan, rows={**plan.rows, "student": row}), "student")
+    assert Fake.calls == ["predict", "distill", "predict", "predict", "predict"]
+    runs = tmp_path / "work" / "esc10" / "runs"
+    teacher, student = Fake.words[0], Fake.words[1]
+    assert teacher[teacher.index("--test") + 1] == str(tmp_path / "work" / "esc10" / "train.jsonl")
+    assert student[student.index("--teacher") + 1] == str(runs / "student.seed-1" / "train.jsonl")
+    assert student[student.index("--init") + 1] == str(runs / "qd-detr.seed-1/finetune/best.safetensors")
+    assert result["recipe"]["init"] == [REFERENCE]
+
+
+def test_a_row_may_be_made_of_others_without_training(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plan = read_plan()
+    made = (
+        "predict --checkpoint {row:qd-detr}/a --checkpoint {next:qd-detr}/a --test {queries} --out {part}.x",
+        "fuse {part}.x --out {out}",
+    )
+    row = Row("fused", make=made, seeds=(0, 1, 2))
+    result = trained(replace(plan, rows={**plan.rows, "fused": row}), "fused")
+    assert Fake.calls == ["predict", "fuse"] * 2  # for the test split and for the control
+    runs = tmp_path / "work" / "esc10" / "runs"
+    assert str(runs / "qd-detr.seed-1" / "a") in Fake.words[0]
+    assert str(runs / "qd-detr.seed-2" / "a") in Fake.words[0]
+    assert str(runs / "fused.seed-1" / "test-permuted.jsonl") in Fake.words[3]
+    assert result["recipe"] == {"make": list(made)}
+    assert result["minutes"] == {}
+
+
 def test_an_unfinished_run_of_other_settings_is_removed(
     trained: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -265,8 +308,9 @@ def test_tables_hold_mean_spread_and_paired_test(tmp_path: Path) -> None:
         }  # fmt: skip
         (folder / f"{REFERENCE}.seed-{seed}.json").write_text(json.dumps(entry))
     told = {"difference": 1.25, "low": -0.5, "high": 3.0, "p": 0.0123, "beats": True}
-    (folder / "other.against.json").write_text(
-        json.dumps({"row": "other", "metrics": {"R1@0.7": told, "mAP": {**told, "beats": False}}})
+    paired = {"row": "other", "reference": REFERENCE, "seeds": [0, 1]}
+    (folder / "other.against.qd-detr.json").write_text(
+        json.dumps({**paired, "metrics": {"R1@0.7": told, "mAP": {**told, "beats": False}}})
     )
     page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     assert main(["--tables", "--results", str(results), "--page", str(page)]) == 0
@@ -276,7 +320,10 @@ def test_tables_hold_mean_spread_and_paired_test(tmp_path: Path) -> None:
     assert "old" not in text
     cells = " | ".join(["42.0 ± 2.8"] * len(tables.METRICS))
     assert f"| `qd-detr` | 2 | {cells} | 4.0 ± 0.0 | 3.0 |" in text
-    assert "| `other` | +1.2 (-0.5 to +3.0), p 0.012, **beats** | +1.2 (-0.5 to +3.0), p 0.012 |" in text
+    assert (
+        "| `other` | `qd-detr` | 2 | +1.2 (-0.5 to +3.0), p 0.012, **beats** | +1.2 (-0.5 to +3.0), p 0.012 |"
+        in text
+    )
     assert "| train | 2 | 1,234 | 3 |" in text
     assert "amrctl synth\namrctl finetune" in text
 

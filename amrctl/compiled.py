@@ -1,6 +1,7 @@
 """Compiling a loop with numba: the one place that says how.
 
-Import this module inside functions only: numba takes half a second to load.
+Import this module inside functions, or in modules that are imported so: numba takes half a second to
+load.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(function: F) -> F:
-    """`function` as machine code, made at its first call and kept on disk where a folder allows it.
+def compiling(**options: Any) -> Callable[[F], F]:
+    """A decorator that makes a function machine code at its first call, kept on disk where possible.
 
-    It lets go of the interpreter lock and runs on one thread. Sums keep their written order.
+    The code lets go of the interpreter lock and runs on one thread. `options`: further ones of `numba.njit`;
+    without any, sums keep their written order.
     """
-    try:
-        made: Any = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        made = numba.njit(nogil=True)(function)
-    return cast(F, made)
+
+    def compiled(function: F) -> F:
+        try:
+            made: Any = numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's cache can be written
+            made = numba.njit(nogil=True, **options)(function)
+        return cast(F, made)
+
+    return compiled
+
+
+def compiled(function: F) -> F:
+    """`compiling` without further options."""
+    return compiling()(function)

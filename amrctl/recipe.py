@@ -81,6 +81,15 @@ class Train(_Strict):
     patience: int | None = Field(None, ge=1, description="validations without a better primary metric")
     ema: Ema | None = None
     buckets: bool = Field(True, description="batch recordings of like length (seeded order)")
+    bucket_pool: int = Field(16, ge=1, description="batches that buckets sort by length together")
+    compile: bool = Field(False, description="compile the detector's forward pass (torch.compile)")
+
+
+class SaliencyProposals(_Strict):
+    """Windows that `predict` takes from the saliency curve, beside the decoder's."""
+
+    threshold: float = Field(0.5, gt=0, le=1, description="of the curve's highest frame, reached")
+    keep: int = Field(10, ge=1, description="proposals a query and checkpoint, before the merge")
 
 
 class Inference(_Strict):
@@ -88,6 +97,9 @@ class Inference(_Strict):
 
     score: SerializeAsAny[ComponentConfig]
     keep: int = Field(10, ge=1, description="windows kept per query")
+    saliency_proposals: SaliencyProposals | None = Field(
+        None, description="predict takes windows from the saliency curve too"
+    )
 
 
 class Recipe(_Strict):

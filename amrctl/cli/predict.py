@@ -46,6 +46,14 @@ def run(
     saliency: Annotated[
         bool, typer.Option("--saliency", help="Also write a raw score per frame (pred_saliency_scores).")
     ] = False,
+    saliency_proposals: Annotated[
+        float | None,
+        typer.Option(
+            "--saliency-proposals",
+            metavar="SHARE",
+            help="Runs of frames with this share of the highest saliency are windows too, as 0.5.",
+        ),
+    ] = None,
     keep: Annotated[
         int | None, typer.Option("--keep", min=1, help="Windows a query (default: the recipe's, 10).")
     ] = None,
@@ -69,7 +77,7 @@ def run(
       amrctl predict --checkpoint run/best.safetensors --features f.h5 --test test.jsonl --out p.jsonl
 
       amrctl predict --checkpoint a.safetensors b.safetensors --features f.h5
-      --test test.jsonl --round 0 --out p.jsonl
+      --test test.jsonl --round 0 --saliency-proposals 0.5 --out p.jsonl
     """
     from amrctl.cli._console import Console
     from amrctl.pipeline.predict import PredictRequest, predict
@@ -88,6 +96,7 @@ def run(
         precision=precision,
         clip_windows=clip_windows,
         overwrite=overwrite,
+        saliency_proposals=saliency_proposals,
     )
     items = predict(request, console)
     windows = sum(len(item.windows) for item in items)

@@ -23,6 +23,14 @@ def run(
         str | None,
         typer.Option("--weights", metavar="A,B", help="One share a checkpoint; they sum to 1."),
     ] = None,
+    fill_missing: Annotated[
+        str | None,
+        typer.Option(
+            "--fill-missing",
+            metavar="identity",
+            help="A part that starts as the identity may be missing in some; it counts as untrained there.",
+        ),
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Take a folder of seeds although some failed.")
     ] = False,
@@ -41,19 +49,26 @@ def run(
       amrctl soup runs --uniform --out soup.safetensors
 
       amrctl soup run/best.mAP.safetensors run/best.R1@0.7.safetensors --weights 0.8,0.2 --out C.safetensors
+
+      amrctl soup C.safetensors before.safetensors --weights 0.7,0.3
+      --fill-missing identity --out D.safetensors
     """
     from amrctl.cli._console import Console, table
     from amrctl.cli._options import parse_floats
     from amrctl.ensemble.soup import make_soup
     from amrctl.errors import CheckpointError
+    from amrctl.pipeline.soup import identity_parts
 
     if uniform == (weights is not None):
         raise CheckpointError("choose one way to average: --uniform or --weights A,B")
+    if fill_missing not in (None, "identity"):
+        raise CheckpointError(f"--fill-missing {fill_missing}: the only way to fill is identity")
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
     soup = make_soup(
         checkpoints,
         out,
         weights=None if weights is None else parse_floats("--weights", weights),
+        identity=identity_parts(checkpoints, allow_incomplete=allow_incomplete) if fill_missing else None,
         allow_incomplete=allow_incomplete,
         overwrite=overwrite,
         report=console,

@@ -2,14 +2,19 @@
 
 Sums are float64. Tensors are read, averaged and written one after the other, so memory holds one
 tensor per ingredient, whatever the size and the number of checkpoints.
+
+A part that starts as the identity (its last layer is zero) may be missing in some ingredients, as in the
+last soup of Guangzhou's report (DCASE 2026 Task 6, section 3.7): each of them counts as the part before
+its training, which is zero for the tensors that make it the identity. What the part's other tensors
+would hold cannot be seen there, so that they are the mean of those that exist.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +79,7 @@ class _Source:
     sha256: str
     metadata: Mapping[str, Any]
     shapes: Mapping[str, tuple[str, tuple[int, ...]]]  # key → dtype as safetensors spells it, shape
+    filled: tuple[str, ...] = ()  # parts that it lacks and is the identity in
 
     @property
     def ancestry(self) -> set[str]:
@@ -86,6 +92,7 @@ def make_soup(
     out: Path | str,
     *,
     weights: Sequence[float] | None = None,
+    identity: Mapping[str, Collection[str]] | None = None,
     allow_incomplete: bool = False,
     overwrite: bool = False,
     report: Reporter = SILENT,
@@ -96,6 +103,10 @@ def make_soup(
     `weights`: one per checkpoint, 0 or more, summing to 1; None: all alike. Weight 0 leaves a
     checkpoint out. Floating tensors get the mean, in the first checkpoint's dtype; integer ones must
     be equal. What is unusual (no common ancestor, other recipes) goes to `report`.
+
+    `identity`: parts that may be missing as a whole, as prefix of their keys (`refine.cascade`) → names
+    within the part of the tensors whose zeros make it the identity; recipe, features and rounding of
+    the soup are then those of the first checkpoint that lacks none.
 
     Raises `CheckpointError` that names key and file when checkpoints are unlike, or a tensor is not
     finite; `OutputError` when `out` exists.
@@ -108,18 +119,26 @@ def make_soup(
     for path, share in zip(paths, shares, strict=True):
         if share == 0:
             report.note(f"{path} has weight 0 and is left out")
+    sources = [_filled(source, sources, identity or {}, report) for source in sources]
+    lead = next((i for i, source in enumerate(sources) if not source.filled), None)
+    if lead is None:
+        raise CheckpointError(
+            "none of the checkpoints has every part, so that no recipe describes the soup; average those "
+            "that have a part in common first"
+        )
     _require_alike(sources)
     _tell(sources, report)
-    shapes = sources[0].shapes
+    zero = {f"{part}.{name}" for part, names in (identity or {}).items() for name in names}
+    shapes = sources[lead].shapes
     # by falling width of the numbers, as the format's own writer, so that all tensors lie aligned
     order = sorted(shapes, key=lambda key: (-_BYTES[shapes[key][0]], key))
     gram = np.zeros((len(sources), len(sources)))
     norm = 0.0
     with provenance.writing(out, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
-        _write_header(stream, shapes, order, _metadata(sources, used))
+        _write_header(stream, shapes, order, _metadata(sources, used, lead))
         with report.bar("soup", len(order), unit="tensors") as bar:
             for key in order:
-                mixed, products, square = _average(sources, used, key)
+                mixed, products, square = _average(sources, used, lead, key, zero=key in zero)
                 stream.write(_bytes(mixed))
                 gram, norm = gram + products, norm + square
                 bar.advance()
@@ -155,26 +174,47 @@ def _open(path: Path) -> _Source:
     return _Source(path, provenance.sha256(path), metadata, shapes)
 
 
+def _filled(
+    source: _Source, sources: Sequence[_Source], identity: Mapping[str, Collection[str]], report: Reporter
+) -> _Source:
+    """The source with the `identity` parts noted that others have and it has no tensor of."""
+
+    def has(which: _Source, part: str) -> bool:
+        return any(key.startswith(f"{part}.") for key in which.shapes)
+
+    lacking = [p for p in identity if not has(source, p) and any(has(other, p) for other in sources)]
+    for part in lacking:
+        report.note(f"{source.path} has no {part}; it counts as the part before its training, the identity")
+    return replace(source, filled=tuple(lacking))
+
+
 def _require_alike(sources: Sequence[_Source]) -> None:
-    """The same keys, shapes and kinds of numbers in all; the message names key and file."""
+    """The same keys, shapes and kinds of numbers in all, but for what is filled; the message names key
+    and file."""
     first = sources[0]
     for other in sources[1:]:
         for poor, rich in ((other, first), (first, other)):
-            lacking = [key for key in rich.shapes if key not in poor.shapes]
+            lacking = [key for key in rich.shapes if key not in poor.shapes and not _is_filled(poor, key)]
             if lacking:
                 raise CheckpointError(
                     f"{poor.path} has no '{lacking[0]}', which {rich.path} has ({len(lacking)} such keys); "
                     "a soup needs checkpoints of one architecture"
                 )
-        for key, (dtype, shape) in first.shapes.items():
-            its_dtype, its_shape = other.shapes[key]
+    known: dict[str, tuple[str, tuple[int, ...], Path]] = {}
+    for other in sources:
+        for key, (its_dtype, its_shape) in other.shapes.items():
+            dtype, shape, path = known.setdefault(key, (its_dtype, its_shape, other.path))
             if its_shape != shape:
                 raise CheckpointError(
-                    f"'{key}' is {shape} in {first.path} and {its_shape} in {other.path}; "
+                    f"'{key}' is {shape} in {path} and {its_shape} in {other.path}; "
                     "a soup needs checkpoints of one architecture"
                 )
             if its_dtype != dtype and not {dtype, its_dtype} <= set(_FLOATING):
-                raise CheckpointError(f"'{key}' is {dtype} in {first.path} and {its_dtype} in {other.path}")
+                raise CheckpointError(f"'{key}' is {dtype} in {path} and {its_dtype} in {other.path}")
+
+
+def _is_filled(source: _Source, key: str) -> bool:
+    return any(key.startswith(f"{part}.") for part in source.filled)
 
 
 def _tell(sources: Sequence[_Source], report: Reporter) -> None:
@@ -206,33 +246,50 @@ def _load(source: _Source, key: str) -> Tensor:
 
 
 def _average(
-    sources: Sequence[_Source], shares: Sequence[float], key: str
+    sources: Sequence[_Source], shares: Sequence[float], lead: int, key: str, *, zero: bool
 ) -> tuple[Tensor, npt.NDArray[np.float64], float]:
-    """The mean of one tensor, the products of all differences from the first, the mean's squared norm."""
-    first = _load(sources[0], key)
-    none = np.zeros((len(sources), len(sources)))
-    if sources[0].shapes[key][0] not in _FLOATING:
-        for other in sources[1:]:
-            if not torch.equal(first, _load(other, key)):
+    """The mean of one tensor, the products of all differences from the first, the mean's squared norm.
+
+    A source that lacks the tensor has zeros for it, or, unless `zero`, the mean of those that have it.
+    """
+    first = _load(sources[lead], key)
+    products = np.zeros((len(sources), len(sources)))
+    having = [i for i, source in enumerate(sources) if key in source.shapes]
+    if sources[lead].shapes[key][0] not in _FLOATING:
+        for i in having:
+            if not torch.equal(first, _load(sources[i], key)):
                 raise CheckpointError(
-                    f"'{key}' holds whole numbers that differ between {sources[0].path} and {other.path}"
+                    f"'{key}' holds whole numbers that differ between {sources[lead].path} and "
+                    f"{sources[i].path}"
                 )
-        return first, none, 0.0
-    tensors = [first.double().reshape(-1)]
-    tensors += [_load(source, key).double().reshape(-1) for source in sources[1:]]
-    for source, tensor in zip(sources, tensors, strict=True):
+        return first, products, 0.0
+    tensors = {i: _load(sources[i], key).double().reshape(-1) for i in having}
+    for i, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source.path}: '{key}' holds a number that is not finite")
-    # x0 + sum of w (x - x0): the mean of equal tensors is that tensor to the last bit
-    base = tensors[0].clone()
-    mixed = base.clone()
-    for tensor, share in zip(tensors, shares, strict=True):
+            raise CheckpointError(f"{sources[i].path}: '{key}' holds a number that is not finite")
+    if len(having) < len(sources):
+        part = math.fsum(shares[i] for i in having)
+        absent = first.new_zeros(first.numel(), dtype=torch.float64)
+        if not zero:
+            absent = _mean([tensors[i] for i in having], [shares[i] / part for i in having])
+        tensors |= {i: absent.clone() for i in range(len(sources)) if i not in tensors}
+    listed = [tensors[i] for i in range(len(sources))]
+    mixed = _mean(listed, shares)
+    base = listed[0].clone()
+    for tensor in listed:
         tensor -= base
-        mixed.add_(tensor, alpha=share)
-    for i, left in enumerate(tensors):
+    for i, left in enumerate(listed):
         for j in range(i + 1):
-            none[i, j] = none[j, i] = float(left @ tensors[j])
-    return mixed.to(first.dtype).reshape(first.shape), none, float(mixed @ mixed)
+            products[i, j] = products[j, i] = float(left @ listed[j])
+    return mixed.to(first.dtype).reshape(first.shape), products, float(mixed @ mixed)
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """x0 + sum of w (x - x0): the mean of equal tensors is that tensor to the last bit."""
+    mixed = tensors[0].clone()
+    for tensor, share in zip(tensors, shares, strict=True):
+        mixed.add_(tensor - tensors[0], alpha=share)
+    return mixed
 
 
 def _write_header(
@@ -256,10 +313,12 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _metadata(sources: Sequence[_Source], shares: Sequence[float]) -> str:
-    first = sources[0].metadata
+def _metadata(sources: Sequence[_Source], shares: Sequence[float], lead: int) -> str:
+    first = sources[lead].metadata
     parents = [
-        {"path": str(s.path), "sha256": s.sha256, "weight": w} for s, w in zip(sources, shares, strict=True)
+        {"path": str(s.path), "sha256": s.sha256, "weight": w}
+        | ({"identity": list(s.filled)} if s.filled else {})
+        for s, w in zip(sources, shares, strict=True)
     ]
     trained_on: dict[str, Any] = {}
     ancestry: dict[str, None] = {source.sha256: None for source in sources}

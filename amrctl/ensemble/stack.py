@@ -18,7 +18,7 @@ from amrctl.errors import PredictionError
 
 Floats = npt.NDArray[np.float64]
 
-_ROWS = 512  # queries at once: small enough for the processor's cache, large enough for numpy
+_ROWS = 256  # queries at once: small enough for the processor's cache, large enough for numpy
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Stack:
     """Windows of Q queries, padded to M columns, best first.
 
     `start`, `end` (seconds) and `score` (weighted) have shape `(Q, M)`; `real` is false where a row
-    is padding. Equal scores stay in source order: by file, then by place in the file.
+    is padding. Equal scores stay in source order: by file, then by place in the file. `source`
+    counts the files that take part from 0, `rank` the windows of one file and query from 1, best first.
     """
 
     items: list[Prediction]
@@ -34,6 +35,8 @@ class Stack:
     end: Floats
     score: Floats
     real: npt.NDArray[np.bool_]
+    source: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
 
 
 def checked_weights(weights: Sequence[float] | None, files: int) -> Floats:
@@ -86,17 +89,19 @@ def aligned(files: Sequence[Sequence[Prediction]]) -> list[list[Prediction]]:
 
 def _check(items: Sequence[Prediction], number: int) -> None:
     """Every window finite, start < end, score in 0..1; else `PredictionError` with the query."""
-    for item in items:
-        w = item.windows
-        if not w.size:
-            continue
-        good = (w[:, 0] < w[:, 1]) & (w[:, 2] >= 0) & (w[:, 2] <= 1) & np.isfinite(w).all(axis=1)
-        if not good.all():
-            start, end, score = w[int(np.argmin(good))]
-            raise PredictionError(
-                f"prediction file {number}: qid {item.qid} has the window [{start:g}, {end:g}] with score "
-                f"{score:g}; a window needs start < end and a score in 0..1"
-            )
+    if not items:
+        return
+    w = np.concatenate([item.windows.reshape(-1, 3) for item in items])
+    good = (w[:, 0] < w[:, 1]) & (w[:, 2] >= 0) & (w[:, 2] <= 1) & np.isfinite(w).all(axis=1)
+    if not good.all():
+        bad = int(np.argmin(good))
+        ends = np.cumsum([len(item.windows) for item in items])
+        qid = items[int(np.searchsorted(ends, bad, "right"))].qid
+        start, end, score = w[bad]
+        raise PredictionError(
+            f"prediction file {number}: qid {qid} has the window [{start:g}, {end:g}] with score "
+            f"{score:g}; a window needs start < end and a score in 0..1"
+        )
 
 
 def stacks(files: Sequence[Sequence[Prediction]], weights: Floats) -> Iterator[Stack]:
@@ -112,34 +117,38 @@ def stacks(files: Sequence[Sequence[Prediction]], weights: Floats) -> Iterator[S
         counts = np.array([[len(item.windows) for item in row] for row, _ in block], dtype=np.int64)
         width = int(counts.sum(axis=0).max(initial=0))
         cells = np.zeros((len(lead), width, 3))
+        source, rank = np.zeros((2, len(lead), width), dtype=np.int64)
         real = np.arange(width)[None, :] < counts.sum(axis=0)[:, None]
         column = np.zeros(len(lead), dtype=np.int64)
-        for (row, w), n in zip(block, counts, strict=True):
+        for number, ((row, w), n) in enumerate(zip(block, counts, strict=True)):
             if n.sum():
                 flat = np.concatenate([item.windows.reshape(-1, 3) for item in row]).astype(np.float64)
                 which = np.repeat(np.arange(len(lead)), n)
                 within = np.arange(len(flat)) - np.repeat(np.cumsum(n) - n, n)
+                flat = flat[np.lexsort((-flat[:, 2], which))]
                 flat[:, 2] *= w
-                cells[which, column[which] + within] = flat
+                place = which, column[which] + within
+                cells[place], source[place], rank[place] = flat, number, within + 1
             column += n
         score = np.where(real, cells[:, :, 2], -np.inf)
         order = np.argsort(-score, axis=1, kind="stable")
-        start, end = (np.take_along_axis(cells[:, :, i], order, axis=1) for i in (0, 1))
-        score = np.take_along_axis(score, order, axis=1)
+        start, end, score, source, rank = (
+            np.take_along_axis(values, order, axis=1)
+            for values in (cells[:, :, 0], cells[:, :, 1], score, source, rank)
+        )
         # one file alone keeps its saliency; curves of different models share no scale
         if len(kept) == 1:
             lead = list(block[0][0])
         else:
             lead = [replace(item, saliency=None) for item in lead]
-        yield Stack(lead, start, end, np.where(real, score, 0.0), real)
+        yield Stack(lead, start, end, np.where(real, score, 0.0), real, source, rank)
 
 
 def unstack(stack: Stack, chosen: npt.NDArray[np.bool_], keep: int) -> Iterator[Prediction]:
     """One prediction a row: its first `keep` windows of those that `chosen` (Q, M) marks, as ordered."""
+    rows = np.stack([stack.start, stack.end, stack.score], axis=2)
     for i, item in enumerate(stack.items):
-        columns = np.flatnonzero(chosen[i])[:keep]
-        windows = np.stack([stack.start[i, columns], stack.end[i, columns], stack.score[i, columns]], axis=1)
-        yield replace(item, windows=windows)
+        yield replace(item, windows=rows[i, np.flatnonzero(chosen[i])[:keep]])
 
 
 def checked_keep(keep: int) -> int:

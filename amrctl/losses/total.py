@@ -55,6 +55,7 @@ class Criterion:
         self._label = max(
             (getattr(t, "cost", t.weight) for t in self.terms if _is_class_term(t)), default=0.0
         )
+        self._units = {"span": self._span, "giou": self._giou, "label": self._label}
 
     def __call__(self, output: Output, batch: Batch) -> Loss:
         """Match all layers once, then evaluate every term where it applies."""
@@ -62,8 +63,9 @@ class Criterion:
         last = len(layers) - 1
         loss = Loss(torch.zeros((), device=batch.audio_mask.device), {}, {})
         for term in self.terms:
+            weight = term.weight * self._units.get(getattr(term, "unit", ""), 1.0)
             for layer in range(len(layers)) if term.all_layers else (last,):
-                loss.add(term.name, term(output, batch, layers[layer], layer), term.weight)
+                loss.add(term.name, term(output, batch, layers[layer], layer), weight)
         for name, branch in output.branches.items():
             found = self._match(branch.output, batch)
             for term in self.terms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,15 +13,17 @@ import safetensors.torch
 from amrctl import provenance
 from amrctl.errors import CheckpointError
 from amrctl.model import official
-from amrctl.model.detector import Detector, build
+from amrctl.model.detector import Detector, build, names
 from amrctl.model.record import FORMAT, Checkpoint
-from amrctl.recipe import from_dict
+from amrctl.recipe import Recipe, from_dict
 
 __all__ = [
     "FORMAT",
     "KEY",
     "Checkpoint",
+    "PartChanges",
     "load_into",
+    "part_changes",
     "read",
     "read_metadata",
     "require_dims",
@@ -95,8 +97,9 @@ def load_into(
 ) -> None:
     """Copy weights into a detector after comparing every key and shape.
 
-    `skip`: prefixes of the detector's own keys that keep their values. Training-only weights that
-    the detector was not built with are passed over. Raises `CheckpointError` that names the keys.
+    `skip`: prefixes of keys that are left out on both sides, so that the detector keeps its values.
+    Training-only weights that the detector was not built with are passed over. Raises
+    `CheckpointError` that names the keys.
     """
     skip = tuple(skip)
     own = {k: v for k, v in detector.state_dict().items() if not k.startswith(skip)}
@@ -117,6 +120,53 @@ def load_into(
     if faults:
         raise CheckpointError(f"{where} does not fit recipe {checkpoint.recipe.name}: " + "; ".join(faults))
     detector.load_state_dict({**detector.state_dict(), **given}, strict=True)
+
+
+class PartChanges(NamedTuple):
+    """How a recipe's components differ from those that a checkpoint was trained with, as prefixes of
+    their weights' names (`heads.quality`)."""
+
+    added: tuple[str, ...]  # not in the checkpoint's recipe: they start fresh
+    dropped: tuple[str, ...]  # training-only parts that the recipe has no more
+
+
+def part_changes(checkpoint: Checkpoint, recipe: Recipe, *, where: str = "checkpoint") -> PartChanges:
+    """Compare the components of `recipe` with those of the checkpoint's own recipe, by slot and name.
+
+    Raises `CheckpointError` when the checkpoint has weights of a part that `recipe` lacks: without
+    them it is another detector. Parts that exist for training only may go.
+    """
+    ours, theirs = _parts(recipe), _parts(checkpoint.recipe)
+    gone = [
+        part
+        for part in theirs
+        if part not in ours and any(key.startswith(f"{part}.") for key in checkpoint.tensors)
+    ]
+    lost = [part for part in gone if not part.startswith(TRAINING_ONLY)]
+    if lost:
+        raise CheckpointError(
+            f"{where} has trained parts that recipe {recipe.name} lacks: {', '.join(lost)}; use a recipe "
+            "that has them, or start from a checkpoint without them"
+        )
+    return PartChanges(tuple(part for part in ours if part not in theirs), tuple(gone))
+
+
+def _parts(recipe: Recipe) -> list[str]:
+    """Prefixes of the weights of every component of a recipe."""
+    model = recipe.model
+    slots = {
+        "fusion": model.fusion,
+        "encoder": model.encoder,
+        "decoder.hooks": model.hooks,
+        "heads": model.heads,
+        "refine": model.refine,
+        "auxiliary": model.auxiliary,
+    }
+    return [
+        "tokens",
+        "decoder",
+        *(f"{slot}.{name}" for slot, entries in slots.items() for name in names(entries)),
+    ]
 
 
 def require_dims(

@@ -59,7 +59,7 @@ class Detector(nn.Module):
             memory = part(memory)
         return memory
 
-    def answer(self, memory: Memory, batch: Batch) -> Output:
+    def answer(self, memory: Memory, batch: Batch, *, refine: bool = True) -> Output:
         """Decoder, heads and refinement, for the memory at hand or for one that a training-only part made."""
         decoded = self.decoder(memory, batch)
         output = Output(extras=dict(memory.extras))  # loss terms see the output alone
@@ -69,8 +69,9 @@ class Detector(nn.Module):
             output.extra = Output()
             for head in self.heads.values():
                 head(memory, decoded.extra, output.extra)
-        for part in self.refine.values():
-            part(memory, decoded, output)
+        if refine:
+            for part in self.refine.values():
+                part(memory, decoded, output)
         return output
 
     @property
@@ -88,16 +89,21 @@ class Detector(nn.Module):
         return [self.tokens, self.decoder, *(part for group in groups for part in group.values())]
 
 
-def _slot(slot: str, entries: Sequence[ComponentConfig], dims: Dims) -> dict[str, nn.Module]:
-    """Build a slot's components by name; the second of a kind is `kind-2`, and so on."""
-    built: dict[str, nn.Module] = {}
+def names(entries: Sequence[ComponentConfig]) -> list[str]:
+    """Names of a slot's components; the second of a kind is `kind-2`, and so on."""
+    found: list[str] = []
     for config in entries:
         name, count = config.kind, 1
-        while name in built:
+        while name in found:
             count += 1
             name = f"{config.kind}-{count}"
-        built[name] = _make(slot, config, dims)
-    return built
+        found.append(name)
+    return found
+
+
+def _slot(slot: str, entries: Sequence[ComponentConfig], dims: Dims) -> dict[str, nn.Module]:
+    """Build a slot's components by name."""
+    return {name: _make(slot, config, dims) for name, config in zip(names(entries), entries, strict=True)}
 
 
 def _make(slot: str, config: ComponentConfig, *args: Any) -> Any:

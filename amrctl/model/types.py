@@ -101,7 +101,9 @@ class LossTerm(Protocol):
     """One named term of the loss. `total.py` weights it and repeats it over decoder layers.
 
     A term may also have `branches = True` (it counts on every `Branch`), and `classifies = True`: then
-    its `cost`, or else its weight, is the class cost of matching.
+    its `cost`, or else its weight, is the class cost of matching. A component's term that repeats a
+    general one may have `unit = "span"`, `"giou"` or `"label"`: its weight then counts in units of that
+    cost, so that it follows the recipe's balance.
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from amrctl.data.manifest import Manifest, read_manifests
 from amrctl.data.predictions import Prediction, merge_meta, write_predictions
 from amrctl.data.streams import FeatureSource
 from amrctl.ensemble.pool import pool
+from amrctl.ensemble.saliency import checked_threshold
 from amrctl.inference import predict as inference
 from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
+from amrctl.pipeline.proposals import add_proposals
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import Recipe, from_dict
 from amrctl.run_folder import find_checkpoint
@@ -46,6 +48,7 @@ class PredictRequest:
     clip_windows: bool = False
     overwrite: bool = False
     keep: int | None = None
+    saliency_proposals: float | None = None  # threshold, 0..1; None: as each checkpoint's recipe says
 
 
 def pinned(checkpoint: Checkpoint, features: FeatureSource, where: str, report: Reporter = SILENT) -> Recipe:
@@ -117,7 +120,8 @@ def meta_of(checkpoint: Checkpoint, path: Path, datasets: Sequence[Path], roundi
 def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Prediction]:
     """Predict with every checkpoint, pool several (the function behind `fuse --pool`), write the file.
 
-    Raises `AmrctlError` kinds for whatever does not fit; nothing is written then.
+    Windows from saliency curves, where they are asked for, take part as in `fuse --saliency`. Raises
+    `AmrctlError` kinds for whatever does not fit; nothing is written then.
     """
     provenance.refuse_existing(request.out, request.overwrite)
     device = pick_device(request.device)
@@ -126,6 +130,9 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
     for note in manifest.notes:
         report.note(note)
     sets = [*request.sets, *([f"inference.keep={request.keep}"] if request.keep is not None else [])]
+    if request.saliency_proposals is not None:
+        checked_threshold(request.saliency_proposals)
+        sets.append(f"inference.saliency_proposals.threshold={request.saliency_proposals!r}")
     members: list[list[Prediction]] = []
     metas: list[dict[str, Any]] = []
     keep = 10
@@ -135,13 +142,16 @@ def predict(request: PredictRequest, report: Reporter = SILENT) -> list[Predicti
         items, meta = _answers(checkpoint, path, request, manifest, device, precision, report)
         members.append(items)
         metas.append(meta)
-    if len(members) == 1:
-        items, meta = members[0], metas[0]
-    else:
-        if request.saliency:
-            report.note("--saliency: curves of several checkpoints cannot be pooled; none is written")
+    if len(members) > 1 and request.saliency:
+        report.note("--saliency: curves of several checkpoints cannot be pooled; none is written")
+    extra = [meta["saliency_proposals"] for meta in metas if "saliency_proposals" in meta]
+    items, meta = members[0], metas[0]
+    if len(members) > 1 or extra:
         items = pool(members, keep=keep)
-        meta = merge_meta(metas, "predict", [])
+    if len(members) > 1:
+        meta = merge_meta(metas, "predict", [], **({"saliency_proposals": extra} if extra else {}))
+    if not request.saliency:
+        items = [replace(item, saliency=None) for item in items]
     write_predictions(request.out, items, meta, overwrite=request.overwrite)
     return items
 
@@ -176,7 +186,14 @@ def _answers(
         device=device,
         precision=torch.bfloat16 if precision == "bf16" else None,
         rounding=rounding,
-        saliency=request.saliency,
+        saliency=request.saliency or recipe.inference.saliency_proposals is not None,
         report=report,
     )
-    return items, meta_of(checkpoint, path, request.test, rounding)
+    meta = meta_of(checkpoint, path, request.test, rounding)
+    extra = recipe.inference.saliency_proposals
+    if extra is not None:
+        meta["saliency_proposals"] = extra.model_dump()
+        items = add_proposals(
+            items, threshold=extra.threshold, keep=extra.keep, rounding=rounding, where=str(path)
+        )
+    return items, meta

@@ -56,7 +56,8 @@ class Request:
 @dataclass(frozen=True)
 class Job:
     """A request with everything read, shared by all its seeds. `rounding`: seconds that windows are
-    rounded to (0: not at all). `provenance`: goes into every checkpoint, with the seed added."""
+    rounded to (0: not at all). `provenance`: goes into every checkpoint, with the seed added. `verb`:
+    what this training is called."""
 
     recipe: Recipe
     train: Moments
@@ -68,6 +69,7 @@ class Job:
     precision: precision.Resolved
     rounding: int
     provenance: Mapping[str, Any]
+    verb: str
 
 
 @contextlib.contextmanager
@@ -214,6 +216,7 @@ def load(request: Request, made_of: Mapping[str, Any], report: Reporter = SILENT
             init, train.audio_dims, train.text_dims, where=str(path), features=str(request.features)
         )
         _tell_other_encoders(init, train, path, report)
+        _tell_other_parts(init, recipe, train, path, report)
     return Job(
         recipe=recipe,
         train=train,
@@ -225,19 +228,36 @@ def load(request: Request, made_of: Mapping[str, Any], report: Reporter = SILENT
         precision=made_of["precision"],
         rounding=1 if manifest.whole_seconds else 0,
         provenance=_provenance(request, made_of, train, init, teacher),
+        verb="distill" if teacher else recipe.stage,
     )
 
 
 def assemble(job: Job, seed: int) -> Detector:
     """The detector before its first step: fresh weights drawn from `seed`, then those of `init`.
 
-    Raises `CheckpointError` when the checkpoint does not fit the recipe.
+    Components that the checkpoint's recipe has not keep their fresh weights. A component with
+    `freezes_rest` leaves itself as the only one that trains. Raises `CheckpointError` when the
+    checkpoint does not fit the recipe, `RecipeError` when fresh weights would be frozen.
     """
     torch.manual_seed(seed)
     detector = build(job.recipe, job.train.audio_dims, job.train.text_dims, training=True)
     if job.init is not None:
-        checkpoint.load_into(detector, job.init, where=str(job.init_path))
+        where = str(job.init_path)
+        changes = checkpoint.part_changes(job.init, job.recipe, where=where)
+        skip = [f"{part}." for part in (*changes.added, *changes.dropped)]
+        checkpoint.load_into(detector, job.init, where=where, skip=skip)
+    _freeze(detector, trained=job.init is not None)
     return detector.to(job.device)
+
+
+def _freeze(detector: Detector, *, trained: bool) -> None:
+    alone = {n: p for n, p in detector.named_modules() if getattr(p, "freezes_rest", False)}
+    if alone and not trained:
+        raise RecipeError(f"model.{next(iter(alone))}.freeze: the rest would stay untrained; give --init")
+    if alone:
+        detector.requires_grad_(False)
+    for part in alone.values():
+        part.requires_grad_(True)
 
 
 def _tell_other_encoders(init: Checkpoint, train: Moments, path: Path, report: Reporter) -> None:
@@ -247,6 +267,21 @@ def _tell_other_encoders(init: Checkpoint, train: Moments, path: Path, report: R
             before, now = old.get("encoder"), new.get("encoder")
             if before and now and before != now:
                 report.note(f"{path} was trained on {side} features of '{before}', these are of '{now}'")
+
+
+def _tell_other_parts(init: Checkpoint, recipe: Recipe, train: Moments, path: Path, report: Reporter) -> None:
+    """Say which parts start fresh and which are left behind. Raises `CheckpointError`."""
+    changes = checkpoint.part_changes(init, recipe, where=str(path))
+    if changes.added:
+        keys = build(recipe, train.audio_dims, train.text_dims, training=True).state_dict()
+        fresh = [part for part in changes.added if any(key.startswith(f"{part}.") for key in keys)]
+        if fresh:
+            report.note(f"{path} has no {', '.join(fresh)}: fresh weights there, the rest is loaded")
+    if changes.dropped:
+        report.note(
+            f"{path} has {', '.join(changes.dropped)}, for training only, which recipe {recipe.name} "
+            "lacks: left out"
+        )
 
 
 def _stems(paths: Sequence[Path]) -> list[str]:

@@ -44,9 +44,9 @@ class Places:
     ) -> list[str | Path]:
         """Words of a command of `rows.yaml`.
 
-        `{features}`, `{train}`, `{val}`, `{queries}` (the split's), `{folder}` (this run's), `{part}` (its
-        prefix for files about this split), `{out}` (the split's predictions), `{seed}`, `{row:NAME}`
-        and `{next:NAME}`: the folder of another row's run with this seed, and with the next one.
+        `{features}`, `{train}`, `{val}`, `{split}`, `{queries}` (the split's), `{folder}` (this run's),
+        `{part}` (its prefix for files about this split), `{out}` (the split's predictions), `{seed}`,
+        `{row:NAME}` and `{next:NAME}`: folders of another row's runs with this seed and with the next.
         """
         folder = self.run(data.name, row.name, seed)
         after = row.seeds[(row.seeds.index(seed) + 1) % len(row.seeds)] if seed in row.seeds else seed
@@ -54,6 +54,7 @@ class Places:
             "features": data.features,
             "train": data.manifest("train"),
             "val": data.manifest("val"),
+            "split": split,
             "queries": data.manifest(split),
             "folder": folder,
             "part": folder / split,

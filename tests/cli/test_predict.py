@@ -63,6 +63,26 @@ def test_two_checkpoints_are_two_predictions_pooled(
     assert len(meta["checkpoints"]) == 2
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("rounding", [0, 1])
+def test_saliency_proposals_are_predictions_with_saliency_fused(
+    cli: Cli, made: Heard, second: Path, tmp_path: Path, several: bool, rounding: int
+) -> None:
+    a, b, both, fused, plain = (tmp_path / f"{name}.jsonl" for name in ("a", "b", "both", "fused", "plain"))
+    common = ("--features", made.features, "--test", made.test, "--device", "cpu", "--round", rounding)
+    for out, path in ((a, made.checkpoint), (b, second)):
+        assert cli("predict", "--checkpoint", path, "--saliency", *common, "--out", out).code == 0
+    paths = [made.checkpoint, second] if several else [second]
+    keeps_curve = () if several else ("--saliency",)
+    asked = ("--saliency-proposals", 0.5, *keeps_curve, *common, "--out", both)
+    done = cli("predict", "--checkpoint", *paths, *asked)
+    assert done.code == 0, done.err
+    assert cli("fuse", *([a, b] if several else [b]), "--saliency", "--out", fused).code == 0
+    assert both.read_bytes() == fused.read_bytes()
+    assert cli("fuse", *([a, b] if several else [b]), "--pool", "--out", plain).code == 0
+    assert plain.read_bytes() != fused.read_bytes()
+
+
 def test_the_answer(cli: Cli, made: Heard, tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     done = predict(cli, made, out)
@@ -91,6 +111,13 @@ def refused(cli: Cli, made: Heard, out: Path, *checkpoints: Path, **options: obj
     assert done.err.count("\n") == 1
     assert not meta_path(out).exists()
     return str(done.err)
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "-0.5"])
+def test_a_share_that_no_frame_or_every_frame_has(cli: Cli, made: Heard, tmp_path: Path, share: str) -> None:
+    told = refused(cli, made, tmp_path / "p.jsonl", **{"saliency-proposals": share})
+    assert f"saliency threshold {float(share):g} is not above 0" in told
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 def test_features_of_other_width(cli: Cli, made: Heard, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import read_manifest
 from amrctl.data.npz import import_npz
 from amrctl.data.predictions import Prediction, read_predictions
+from amrctl.ensemble.saliency import proposals
+from amrctl.errors import RecipeError
 from amrctl.pipeline.predict import PredictRequest, predict
 from amrctl.progress import Reporter
 from tests.pipeline import heard
@@ -140,3 +142,32 @@ def test_provenance_of_predictions(made: Heard, tmp_path: Path) -> None:
     assert (meta["audio_encoders"], meta["text_encoders"]) == (["logmel"], ["words"])
     assert meta["datasets"] == ["data/train.jsonl"]
     assert meta["operation"] == "predict"
+
+
+def test_saliency_proposals_are_those_of_the_saved_curve(made: Heard, tmp_path: Path) -> None:
+    """Also where the curve was put together from chunks; by the recipe, by the option, or not at all."""
+    cut = "train.max_frames=7"
+    raw = run(made, tmp_path / "raw.jsonl", saliency=True, sets=(cut, "inference.keep=8"))
+    low = "inference.saliency_proposals={threshold: 0.95, keep: 2}"
+    asked = run(made, tmp_path / "asked.jsonl", sets=(cut, low, "inference.keep=8"))
+    for before, after in zip(raw, asked, strict=True):
+        assert before.saliency is not None
+        assert after.saliency is None
+        more = proposals(before.saliency, 12.0, threshold=0.95, keep=2)
+        assert len(more) > 0
+        both = np.concatenate([before.windows, more])
+        np.testing.assert_allclose(after.windows, both[np.argsort(-both[:, 2], kind="stable")][:8], atol=1e-4)
+    off = run(made, tmp_path / "off.jsonl", sets=(cut, low, "inference.saliency_proposals=null"))
+    assert same(off, run(made, tmp_path / "plain.jsonl", sets=(cut,)))
+    option = run(made, tmp_path / "option.jsonl", sets=(cut, low), saliency_proposals=0.5)
+    assert not same(option, asked)
+    meta = read_predictions(tmp_path / "option.jsonl").meta
+    assert meta["saliency_proposals"] == {"threshold": 0.5, "keep": 2}
+
+
+def test_without_a_saliency_head_there_are_no_proposals(made: Heard, tmp_path: Path) -> None:
+    sets = ("losses.saliency=null", "model.auxiliary=[]", "model.heads=[foreground, span]")
+    other = heard.train(made, tmp_path / "run", *(part for item in sets for part in ("--set", item)))
+    with pytest.raises(RecipeError, match="needs the head 'saliency'"):
+        run(made, tmp_path / "p.jsonl", checkpoints=(other,), saliency_proposals=0.5)
+    assert not (tmp_path / "p.jsonl").exists()

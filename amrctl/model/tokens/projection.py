@@ -55,15 +55,16 @@ class Projection(nn.Module):
 
     def forward(self, batch: Batch) -> Tokens:
         """Project the main streams of `batch`."""
-        audio = batch.audio[0]
+        heard = batch.heard
+        audio = heard.audio[0]
         if self.tef:
-            columns = tef_columns(batch.lengths, audio.shape[1]) * batch.audio_mask[..., None]
+            columns = tef_columns(heard.lengths, audio.shape[1]) * heard.mask[..., None]
             audio = torch.cat((audio, columns), dim=-1)
         size = len(batch)
         return Tokens(
-            audio=self.audio(audio),
+            audio=batch.spread(self.audio(audio)),
             audio_mask=batch.audio_mask,
-            audio_position=frame_positions(batch.audio_mask, self.hidden),
+            audio_position=batch.spread(frame_positions(heard.mask, self.hidden)),
             text=self.text(batch.text[0]),
             text_mask=batch.text_mask[0],
             summary=self.summary.expand(size, -1),

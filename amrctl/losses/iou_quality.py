@@ -1,0 +1,74 @@
+"""Confidence that says how well a window fits: the IoU-aware terms.
+
+Source: Guangzhou, DCASE 2026 Task 6. Section 3.3, eq. 4: binary cross-entropy of the foreground margin
+(foreground less background logit) with the IoU of a matched window and its moment, detached, and with 0
+for the others. Section 3.5: the quality head learns the same target; the report gives neither its
+loss nor a weight, so it is the same cross-entropy, weight 1 (ours). Both are means over all B x N
+queries on every decoder layer, and leave out what the class loss leaves out.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amrctl.data.batch import Batch
+from amrctl.losses.base import TermConfig, matched_windows, need
+from amrctl.losses.labels import counted
+from amrctl.model.layers.spans import iou
+from amrctl.model.layers.windows import margin
+from amrctl.model.types import LossTerm, Matches, Output
+from amrctl.registry import component
+
+
+class QualityConfig(TermConfig):
+    kind: Literal["quality"] = "quality"
+
+
+@component("losses", "quality", QualityConfig)
+class Quality:
+    """Eq. 4 on the foreground margin."""
+
+    name, all_layers = "quality", True
+
+    def __init__(self, config: QualityConfig) -> None:
+        self.weight = config.weight
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        logits = need(output.logits, "quality", "foreground")[layer]
+        return _cross_entropy(margin(logits.float()), output, batch, matches, layer)
+
+    @staticmethod
+    def of_head(weight: float) -> LossTerm:
+        """The term of the head `quality`, which asks for it through the registry (it stands below)."""
+        return _HeadQuality(weight)
+
+
+class _HeadQuality:
+    """The same target for the quality head's logit."""
+
+    name, all_layers = "quality-head", True
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        logit = need(output.quality, self.name, "quality")[layer].float()
+        return _cross_entropy(logit, output, batch, matches, layer)
+
+
+def iou_target(output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+    """IoU of each matched window with its moment, 0 for the others; [B, N] float32, no gradient."""
+    predicted, wanted = matched_windows(output, batch, matches, layer)
+    target = torch.zeros(need(output.spans, "quality", "span").shape[1:3], device=predicted.device)
+    target[matches.row, matches.query] = iou(predicted, wanted).detach().float()
+    return target
+
+
+def _cross_entropy(logit: Tensor, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+    target = iou_target(output, batch, matches, layer)
+    loss = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return (loss * counted(output, batch, matches, layer)).mean()

@@ -1,0 +1,36 @@
+"""Spreading the jobs of a compiled kernel over threads of our own.
+
+A kernel lets go of the interpreter lock, so plain Python threads do, and there is no second OpenMP beside
+torch's. The pool belongs to the process that made it: after a fork the child makes its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_PIECES = 4  # per thread, so that a busy core does not keep the others waiting
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def spread(count: int, work: Callable[[int, int], None]) -> None:
+    """Call `work(first, last)` over the range of `count`, on as many threads as torch may use."""
+    threads = min(torch.get_num_threads(), count)
+    if threads <= 1:
+        work(0, count)
+        return
+    pieces = min(count, _PIECES * threads)
+    edges = [count * i // pieces for i in range(pieces + 1)]
+    for _ in _pool(threads).map(work, edges[:-1], edges[1:]):
+        pass  # an error in a thread is raised here
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    key = (os.getpid(), threads)
+    if key not in _pools:
+        _pools.clear()
+        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="scan")
+    return _pools[key]

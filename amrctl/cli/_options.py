@@ -26,7 +26,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.",
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: same result.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[
-    str, typer.Option("--precision", help="fp32, bf16, or auto (bf16 where the processor has it).")
+    str, typer.Option("--precision", help="fp32, bf16 or auto (the page of the verb says what that is).")
 ]
 Sets = Annotated[
     list[str] | None,

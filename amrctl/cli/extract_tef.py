@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amrctl.cli._options import ClipWindows, Json, Overwrite, Quiet, Verbose
+from amrctl.cli._options import ClipWindows, Device, Json, Overwrite, Precision, Quiet, Verbose
 from amrctl.errors import AmrctlError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ _NPZ = "Official npz features"
 
 
 def run(
-    out: Annotated[Path, typer.Option("--out", help="Feature file to write or add to.", metavar="F.h5")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Feature file to write or add to.", metavar="F.h5")
+    ] = None,
     manifest: Annotated[
         list[Path] | None,
         typer.Option("--manifest", help="Whose recordings and sentences to encode.", metavar="M.jsonl..."),
@@ -27,14 +29,34 @@ def run(
     audio: Annotated[
         Path | None,
         typer.Option(
-            "--audio", help="Folder with the recordings: <vid>.wav, .flac, .ogg, .mp3.", metavar="DIR"
+            "--audio",
+            help="The recordings: a folder of <vid>.wav, .flac, .ogg, .mp3, or of WebDataset tars.",
+            metavar="DIR",
         ),
     ] = None,
     audio_encoder: Annotated[
-        str | None, typer.Option("--audio-encoder", help="Name of the encoder, as logmel.", metavar="NAME")
+        list[str] | None,
+        typer.Option("--audio-encoder", help="As logmel, or NAME:WEIGHTS (repeatable).", metavar="NAME"),
     ] = None,
     text_encoder: Annotated[
-        str | None, typer.Option("--text-encoder", help="Name of the encoder, as words.", metavar="NAME")
+        list[str] | None,
+        typer.Option("--text-encoder", help="As words, or NAME:WEIGHTS (repeatable).", metavar="NAME"),
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="Show the encoders, and where to get their weights.")
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option("--window", help="Seconds that a frame hears; default: the encoder's, 1."),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option("--hop", help="Seconds from frame to frame; default: the encoder's, 1."),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Windows or sentences that a network gets at a time.")
     ] = None,
     tef: Annotated[
         int, typer.Option("--tef", min=2, max=3, help="Columns of the stored copy of the endpoint features.")
@@ -42,7 +64,9 @@ def run(
     dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes that encode recordings; default: all cores."),
+        typer.Option(
+            "--workers", min=1, help="Processes for encoders without a network; default: all cores."
+        ),
     ] = None,
     skip_bad: Annotated[
         bool,
@@ -81,14 +105,21 @@ def run(
 ) -> None:
     """Encode recordings and sentences, and store them with temporal endpoint features (TEF).
 
-    Reads wav, flac, ogg and mp3 of any rate and channel count. Killed, the
-    same command goes on where it stopped. With another encoder and the same
-    --out, a stream is added.
+    Reads wav, flac, ogg and mp3 of any rate and channel count. Several
+    encoders hear the recordings in one pass. Killed, the same command goes on
+    where it stopped. With another encoder and the same --out, a stream is
+    added.
 
     Examples:
 
+      amrctl extract-tef --list
+
       amrctl extract-tef --manifest train.jsonl val.jsonl --audio audio/
       --audio-encoder logmel --text-encoder words --out features.h5
+
+      amrctl extract-tef --manifest m.jsonl --audio tars/
+      --audio-encoder wavlm-large --audio-encoder logmel
+      --text-encoder roberta-large --out features.h5
 
       amrctl extract-tef --manifest m.jsonl --audio-npz clap/ --text-npz
       clap_text/ --name ms-clap --out features.h5
@@ -99,19 +130,29 @@ def run(
     from amrctl.cli._console import Console
 
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
+    if listing:
+        _list(console)
+        return
+    if out is None:
+        raise AmrctlError("--out F.h5 is missing: the feature file to write or add to")
     importing = audio_npz is not None or text_npz is not None
     given = {
         "--manifest": bool(manifest),
         "--audio": audio is not None,
-        "--audio-encoder": audio_encoder is not None,
-        "--text-encoder": text_encoder is not None,
+        "--audio-encoder": bool(audio_encoder),
+        "--text-encoder": bool(text_encoder),
         "--audio-npz": audio_npz is not None,
         "--text-npz": text_npz is not None,
         "--name": name is not None,
     }
     if export is not None:
         _refuse("--export", given, "--manifest", "--audio", "--audio-npz", "--text-npz", "--name")
-        _export(console, export, out, audio_encoder, text_encoder, overwrite)
+        named = []
+        for side, names in (("audio", audio_encoder), ("text", text_encoder)):
+            if names and len(names) > 1:
+                raise AmrctlError(f"--export writes one {side} stream at a time; name one --{side}-encoder")
+            named.append(names[0] if names else None)
+        _export(console, export, out, named[0], named[1], overwrite)
         return
     if not manifest:
         raise AmrctlError("--manifest M.jsonl is missing: it names the recordings and sentences")
@@ -127,9 +168,9 @@ def run(
             )
     else:
         _refuse("an extraction", given, "--name")
-        if audio is not None and audio_encoder is None:
+        if audio is not None and not audio_encoder:
             raise AmrctlError(f"--audio {audio} needs --audio-encoder; the embedded one is logmel")
-        if audio_encoder is None and text_encoder is None:
+        if not audio_encoder and not text_encoder:
             raise AmrctlError(
                 "nothing to extract: add --audio DIR --audio-encoder logmel, --text-encoder words"
             )
@@ -157,6 +198,11 @@ def run(
             text_encoder=text_encoder,
             tef=tef,
             dtype=dtype,
+            window=window,
+            hop=hop,
+            device=device,
+            precision=precision,
+            batch=batch,
             workers=workers or _cores(),
             skip_bad=skip_bad,
             overwrite=overwrite,
@@ -192,18 +238,52 @@ def _export(
     console.result({"out": str(out), "folders": written})
 
 
+def _list(console: Console) -> None:
+    """All encoders, from their cards: none is built, nothing heavy is imported."""
+    from dataclasses import asdict
+
+    from amrctl.cli._console import table
+    from amrctl.encoders.base import catalogue
+
+    entries = catalogue()
+    shown = table("encoder", "side", "row", "Hz", "packages")
+    for entry in entries:
+        packages = f"needs {', '.join(entry.missing)}" if entry.missing else "installed"
+        rate = f"{entry.card.rate:,}" if entry.card.rate else "-"
+        shown.add_row(entry.name, entry.side, f"{entry.card.dim:,}", rate, packages)
+    console.table(shown)
+    for entry in entries:
+        if entry.card.weights:
+            told = [f"{entry.name} ({entry.side})" + (f": {entry.card.note}" if entry.card.note else "")]
+            told += [f"  weights: {entry.card.weights}", f"  licence: {entry.card.licence}"]
+            if entry.default:
+                told[1] += f"; taken when none are named: {entry.default}"
+            console.say("\n".join(told))
+    console.result(
+        [
+            {
+                "name": entry.name,
+                "side": entry.side,
+                **asdict(entry.card),
+                "missing": list(entry.missing),
+                "default": entry.default,
+            }
+            for entry in entries
+        ]
+    )
+
+
 def _show(console: Console, done: Extracted) -> None:
+    from dataclasses import asdict
+
     from amrctl.cli._console import table
 
     if not done.fresh:
         console.note(f"{done.out} holds this already; nothing to do (--overwrite makes it again)")
-    shown = table("stream", "name", "of", "rows", title=str(done.out))
-    if "audio" in done.streams:
-        shown.add_row(
-            "audio", done.streams["audio"], f"{done.recordings:,} recordings", f"{done.frames:,} frames"
-        )
-    if "text" in done.streams:
-        shown.add_row("text", done.streams["text"], f"{done.queries:,} sentences", f"{done.tokens:,} tokens")
+    shown = table("stream", "name", "of", "rows", "numbers", title=str(done.out))
+    for one in done.stored:
+        of, rows = ("recordings", "frames") if one.side == "audio" else ("sentences", "tokens")
+        shown.add_row(one.side, one.name, f"{one.count:,} {of}", f"{one.rows:,} {rows}", f"{one.dim:,}")
     console.table(shown)
     if done.skipped:
         console.say(f"skipped {len(done.skipped):,} recordings:")
@@ -219,5 +299,6 @@ def _show(console: Console, done: Extracted) -> None:
             "queries": done.queries,
             "tokens": done.tokens,
             "skipped": done.skipped,
+            "stored": [asdict(one) for one in done.stored],
         }
     )

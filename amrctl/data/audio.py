@@ -1,15 +1,18 @@
 """Sound files in: finding them by recording id, and reading them as mono in bounded memory.
 
-Everything that opens a sound file goes through `stream_mono`, so that extraction, synthesis and
-search hear exactly the same samples.
+Everything that hears a sound goes through `stream_rates`, so that extraction, synthesis and search
+hear exactly the same samples. A sound is a file, or a `Member`: a stretch of a tar that holds one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +27,56 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 # Files are read and resampled in pieces of this many frames whatever the caller's block is, so
 # that the samples do not depend on the block to the last bit.
 _PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A sound file inside a tar: `size` bytes from byte `offset`. `name` is for messages only."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.tar}:{self.name if self.name.isprintable() else ascii(self.name)}"
+
+
+Sound = Path | Member
+
+
+def byte_size(sound: Sound) -> int:
+    """Bytes of a sound file, wherever it lies."""
+    return sound.size if isinstance(sound, Member) else sound.stat().st_size
+
+
+class _Slice(io.RawIOBase):
+    """The bytes of a `Member` as a file of their own."""
+
+    def __init__(self, stream: BinaryIO, member: Member) -> None:
+        self._stream, self._first, self._size = stream, member.offset, member.size
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._stream.seek(self._first + self._at)
+        got = self._stream.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(got)] = got
+        self._at += len(got)
+        return len(got)
 
 
 def _listing(folder: Path) -> dict[str, list[Path]]:
@@ -93,74 +146,86 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _opened(sound: Sound) -> Iterator[soundfile.SoundFile]:
     """Open a sound file; every fault of the library, now or while reading, becomes `AudioError`."""
+    path = sound.tar if isinstance(sound, Member) else sound
     if not path.is_file():
         raise AudioError(f"{path}: no such sound file")
     try:
-        with _Sequential(path) as sound:
-            yield sound
+        with contextlib.ExitStack() as stack:
+            held: Path | _Slice = path
+            if isinstance(sound, Member):
+                held = _Slice(stack.enter_context(open(path, "rb")), sound)
+            yield stack.enter_context(_Sequential(held))
     except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{path}: not a readable sound file ({_reason(error)}); replace it") from None
+        raise AudioError(f"{sound}: not a readable sound file ({_reason(error)}); replace it") from None
 
 
-def probe(path: Path | str) -> tuple[int, int, int]:
+def probe(sound: Sound | str) -> tuple[int, int, int]:
     """Sample rate in Hz, channels, and length in sample frames, from the header.
 
     Raises `AudioError` when the file is missing or no sound file.
     """
-    with _opened(Path(path)) as sound:
-        return int(sound.samplerate), int(sound.channels), int(sound.frames)
+    with _opened(Path(sound) if isinstance(sound, str) else sound) as opened:
+        return int(opened.samplerate), int(opened.channels), int(opened.frames)
 
 
-def _pieces(path: Path, rate: int) -> Iterator[Samples]:
-    """Mono pieces at `rate`, checked, in file order; their sizes are of no meaning."""
-    with _opened(path) as sound:
-        source, promised = int(sound.samplerate), int(sound.frames)
-        if rate < 1:
-            raise ValueError(f"sample rate {rate} is not positive")
-        resampler = None
-        if source != rate:
-            resampler = soxr.ResampleStream(source, rate, 1, dtype="float32", quality="HQ")
-        read = 0
-        while True:
-            block = sound.read(_PIECE, dtype="float32", always_2d=True)
+def stream_rates(sound: Sound, rates: Sequence[int]) -> Iterator[tuple[Samples, ...]]:
+    """Read a sound once, as mono float32 at each of `rates` Hz, in pieces of no meaning.
+
+    Each step gives one piece per rate, some of them empty. Channels are averaged, then soxr ("HQ")
+    resamples. A rate gets the same samples whichever others are asked for, at least one.
+
+    Raises `AudioError` naming the file: missing, unreadable, empty, cut off, or with a sample that
+    is not finite (with its time). Faults in the middle show when their piece is reached.
+    """
+    if any(rate < 1 for rate in rates):
+        raise ValueError(f"sample rates {list(rates)} are not all positive")
+    with _opened(sound) as opened:
+        source, promised = int(opened.samplerate), int(opened.frames)
+        resamplers = [
+            None if rate == source else soxr.ResampleStream(source, rate, 1, dtype="float32", quality="HQ")
+            for rate in rates
+        ]
+        read, last = 0, False
+        given = [0] * len(rates)
+        while not last:
+            block = opened.read(_PIECE, dtype="float32", always_2d=True)
             if not np.isfinite(block).all():
                 at = read + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
                 raise AudioError(
-                    f"{path}: sample {at} ({at / source:.3f} s) is not a finite number; replace the file"
+                    f"{sound}: sample {at} ({at / source:.3f} s) is not a finite number; replace the file"
                 )
             read += len(block)
             last = len(block) < _PIECE
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-            if resampler is not None:
-                mono = resampler.resample_chunk(mono, last=last)
-            yield np.ascontiguousarray(mono)
-            if last:
-                break
+            pieces = []
+            for i, resampler in enumerate(resamplers):
+                piece = mono if resampler is None else resampler.resample_chunk(mono, last=last)
+                given[i] += len(piece)
+                if last and read and given[i] == 0:  # one or two samples at a higher rate
+                    piece = np.zeros(1, np.float32)
+                pieces.append(np.ascontiguousarray(piece))
+            yield tuple(pieces)
         if read == 0:
-            raise AudioError(f"{path}: holds no samples; replace it")
+            raise AudioError(f"{sound}: holds no samples; replace it")
         if read < promised - source:
             raise AudioError(
-                f"{path}: ends after {read / source:.1f} s, its header promises {promised / source:.1f} s; "
+                f"{sound}: ends after {read / source:.1f} s, its header promises {promised / source:.1f} s; "
                 "the file is cut off"
             )
 
 
-def stream_mono(path: Path | str, rate: int, block_seconds: float = 30.0) -> Iterator[Samples]:
-    """Read a sound file as mono float32 at `rate` Hz, `block_seconds` at a time.
+def stream_mono(sound: Sound | str, rate: int, block_seconds: float = 30.0) -> Iterator[Samples]:
+    """Read a sound as mono float32 at `rate` Hz, `block_seconds` at a time; see `stream_rates`.
 
-    Channels are averaged, then soxr ("HQ") resamples. All blocks have `rate * block_seconds`
-    samples (rounded, at least 1) but the last, which has at least 1. The samples do not depend on
-    `block_seconds`, and memory depends on nothing else.
-
-    Raises `AudioError` naming the file: missing, unreadable, empty, cut off, or with a sample that
-    is not finite (with its time). Faults in the middle show when the block is reached.
+    All blocks have `rate * block_seconds` samples (rounded, at least 1) but the last, which has at
+    least 1. The samples do not depend on `block_seconds`, and memory depends on nothing else.
     """
     size = max(1, round(rate * block_seconds))
     held: list[Samples] = []
-    have = total = 0
-    for piece in _pieces(Path(path), rate):
+    have = 0
+    for (piece,) in stream_rates(Path(sound) if isinstance(sound, str) else sound, (rate,)):
         held.append(piece)
         have += len(piece)
         if have >= size:
@@ -169,13 +234,10 @@ def stream_mono(path: Path | str, rate: int, block_seconds: float = 30.0) -> Ite
             for start in range(0, whole, size):
                 yield joined[start : start + size]
             held, have = [joined[whole:].copy()], have - whole
-        total += len(piece)
     if have:
         yield np.concatenate(held)
-    elif total == 0:  # one or two samples at a higher rate: less than one sample here
-        yield np.zeros(1, np.float32)
 
 
-def load_mono(path: Path | str, rate: int) -> Samples:
-    """Read a whole sound file as mono float32 at `rate` Hz, shape `(samples,)`; see `stream_mono`."""
-    return np.concatenate(list(stream_mono(path, rate)))
+def load_mono(sound: Sound | str, rate: int) -> Samples:
+    """Read a whole sound as mono float32 at `rate` Hz, shape `(samples,)`; see `stream_mono`."""
+    return np.concatenate(list(stream_mono(sound, rate)))

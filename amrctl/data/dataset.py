@@ -1,39 +1,33 @@
 """Queries and features in memory, and the batches that are drawn from them.
 
 A training epoch is a pure function of (seed, epoch): the order, the windows drawn of queries with
-many, the frames drawn for the saliency pairs. Nothing is read from disk after construction.
+many, the frames drawn for the saliency pairs. Nothing is read from disk after construction. Features and
+labels are packed, so that a batch is gathered by index, where `place` put them: on the host, or on
+the device that computes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amrctl.data.batch import Batch, Targets, Teacher
+from amrctl.data.batch import Batch, Heard, Spread
+from amrctl.data.labels import Ints, Labels
 from amrctl.data.manifest import Manifest, Query
-from amrctl.data.streams import FeatureSource, hop_of, load_streams
-from amrctl.data.targets import (
-    clip_windows,
-    draw_pairs,
-    draw_windows,
-    mix,
-    released_saliency_labels,
-    saliency_labels,
-)
+from amrctl.data.streams import FeatureSource, Gathered, hop_of, load_streams
+from amrctl.data.targets import clip_windows, mix
 from amrctl.data.teacher import TeacherSet
 from amrctl.errors import ManifestError
 from amrctl.recipe import Recipe
-from amrctl.spans import Floats, to_centre_width
+from amrctl.spans import Floats
 
-Ints = npt.NDArray[np.int64]
-_BUCKET = 16  # batches that are sorted by length together
+_SHARE = 0.5  # of a device's free memory that features may take
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,29 @@ class Moments:
         self.items = self._training_items() if training else self._evaluation_items()
         if not self.items:
             raise ManifestError(f"{_where(manifest)}: no query is left to work on")
-        self._vid_codes = self._codes([item.query.vid for item in self.items])
+        self.device = torch.device("cpu")
+        self._columns: dict[str, Tensor] = {}
+        self._labels: Labels | None = None
+        self._pack()
+
+    def place(self, device: torch.device | str) -> bool:
+        """Keep features and labels on `device`, so that batches are gathered there.
+
+        Returns whether they are: with features of more than half of the device's free memory
+        everything stays on the host, and its batches have to be moved.
+        """
+        device = torch.device(device)
+        if device == self.device:
+            return True
+        if not fits(sum(s.bytes for s in (*self._audio, *self._text)), device):
+            return False
+        for stream in (*self._audio, *self._text):
+            stream.place(device)
+        if self._labels is not None:
+            self._labels.place(device)
+        self._columns = {name: column.to(device) for name, column in self._columns.items()}
+        self.device = device
+        return True
 
     @property
     def streams(self) -> dict[str, list[dict[str, Any]]]:
@@ -116,19 +132,30 @@ class Moments:
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """The batches of one training epoch; the same arguments give the same batches."""
-        order = self._order(seed, epoch)
-        base = int(mix(seed, epoch))
-        for rows in order:
-            yield self._batch(rows, draw=base)
+        assert self._labels is not None
+        batches = self._order(seed, epoch)
+        drawn = self._labels.draw(int(mix(seed, epoch))).to(self.device)
+        negatives = self._there(np.concatenate([self._negative_rows(rows) for rows in batches]))
+        at = 0
+        for rows, there in zip(batches, self._split(batches), strict=True):
+            batch = self._batch(rows, there)
+            negative_row = negatives[at : at + len(rows)]
+            batch.targets = self._labels.batch(drawn, rows, there, batch.audio_mask, negative_row)
+            at += len(rows)
+            yield batch
 
     def in_order(self) -> Iterator[Batch]:
-        """Evaluation batches: file order with `compat: official`, else by length (less padding)."""
+        """Evaluation batches: file order with `compat: official`, else by length (less padding).
+
+        Queries about the same frames stand together, and share them.
+        """
         order = np.arange(len(self.items))
         if not self.official:
-            order = order[np.argsort([item.frames for item in self.items], kind="stable")]
+            order = np.lexsort((order, self._starts, self._vid_codes, self._lengths))
         size = self.recipe.train.eval_batch
-        for i in range(0, len(order), size):
-            yield self._batch(order[i : i + size], draw=None)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        for rows, there in zip(batches, self._split(batches), strict=True):
+            yield self._batch(rows, there)
 
     # --- items ---------------------------------------------------------------------------------
 
@@ -203,12 +230,39 @@ class Moments:
         key = int.from_bytes(hashlib.sha256(query.qid.encode()).digest()[:8], "little")
         return Item(query, audio, text, start, frames, seconds, windows, key)
 
-    @staticmethod
-    def _codes(names: list[str]) -> Ints:
-        table: dict[str, int] = {}
-        return np.array([table.setdefault(name, len(table)) for name in names], dtype=np.int64)
-
     # --- batches -------------------------------------------------------------------------------
+
+    def _pack(self) -> None:
+        """Columns of the items, on the host and where batches are made."""
+        items, audio, text = self.items, self._audio[0], self._text
+        self._lengths = np.array([item.frames for item in items], dtype=np.int64)
+        self._starts = np.array([item.start for item in items], dtype=np.int64)
+        self._vid_codes = np.array([item.audio for item in items], dtype=np.int64)
+        self._qids = np.array([item.query.qid for item in items], dtype=object)
+        self._vids = np.array([item.query.vid for item in items], dtype=object)
+        texts = np.array([item.text for item in items], dtype=np.int64)
+        self._tokens = [stream.lengths(texts) for stream in text]
+        columns = {
+            "frames": self._lengths,
+            "starts": self._starts,
+            "audio": audio.packed.offsets[self._vid_codes] + self._starts,
+            **{f"text{i}": stream.packed.offsets[texts] for i, stream in enumerate(text)},
+            **{f"tokens{i}": lengths for i, lengths in enumerate(self._tokens)},
+        }
+        self._columns = {name: torch.from_numpy(c) for name, c in columns.items()}
+        self._columns["seconds"] = torch.tensor([item.seconds for item in items], dtype=torch.float64)
+        if self.training:
+            teacher = self.teacher
+            taught = teacher and [teacher.spans_for(item.query.qid, item.seconds) for item in items]
+            self._labels = Labels(
+                [item.windows for item in items if item.windows is not None],
+                self._lengths,
+                np.array([item.key for item in items], dtype=np.uint64),
+                hop=self.hop,
+                limit=self.recipe.train.max_windows,
+                official=self.official,
+                teacher=taught or None,
+            )
 
     def _order(self, seed: int, epoch: int) -> list[Ints]:
         """Rows of each batch. With buckets, neighbours in length share a batch, batches are shuffled."""
@@ -216,72 +270,53 @@ class Moments:
         size = self.recipe.train.batch
         rows = rng.permutation(len(self.items))
         if self.recipe.train.buckets and not self.official:
-            lengths = np.array([item.frames for item in self.items])
-            pool = size * _BUCKET
+            # of a small set a quarter, so that a query has other companions every epoch
+            pool = size * min(self.recipe.train.bucket_pool, -(-self.steps() // 4))
             groups = [rows[i : i + pool] for i in range(0, len(rows), pool)]
-            rows = np.concatenate([g[np.argsort(lengths[g], kind="stable")] for g in groups])
+            rows = np.concatenate([g[np.argsort(self._lengths[g], kind="stable")] for g in groups])
             batches = [rows[i : i + size] for i in range(0, len(rows), size)]
             return [batches[i] for i in rng.permutation(len(batches))]
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _batch(self, rows: Ints, draw: int | None) -> Batch:
-        items = [self.items[i] for i in rows.tolist()]
-        lengths = np.array([item.frames for item in items], dtype=np.int64)
-        starts = np.array([item.start for item in items], dtype=np.int64)
-        audio_at = np.array([item.audio for item in items], dtype=np.int64)
-        text_at = np.array([item.text for item in items], dtype=np.int64)
-        audio, audio_mask = zip(*(s.gather(audio_at, starts, lengths) for s in self._audio), strict=True)
-        zero = np.zeros_like(text_at)
-        text, text_mask = zip(*(s.gather(text_at, zero, s.lengths(text_at)) for s in self._text), strict=True)
-        return Batch(
-            qids=[item.query.qid for item in items],
-            vids=[item.query.vid for item in items],
-            audio=tuple(audio),
-            audio_mask=audio_mask[0],
-            text=tuple(text),
-            text_mask=tuple(text_mask),
-            lengths=torch.from_numpy(lengths),
-            seconds=torch.tensor([item.seconds for item in items], dtype=torch.float64),
-            starts=torch.from_numpy(starts),
-            targets=None if draw is None else self._targets(items, rows, audio_mask[0], draw),
-        )
+    def _there(self, rows: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
 
-    def _targets(self, items: list[Item], rows: Ints, real: Tensor, draw: int) -> Targets:
-        frames = real.shape[1]
-        limit = self.recipe.train.max_windows
-        keys = np.array([item.key for item in items], dtype=np.uint64)
-        most = max(len(item.windows) for item in items if item.windows is not None)
-        window_keys = mix(draw, keys[:, None], np.arange(most)[None])
-        chosen, left_out, inside = [], [], np.zeros((len(items), frames), dtype=bool)
-        for b, item in enumerate(items):
-            assert item.windows is not None
-            pick = draw_windows(window_keys[b], len(item.windows), limit)
-            if self.official and len(item.windows) > limit:
-                pick = pick[np.argsort(window_keys[b][pick], kind="stable")]  # shuffled, as released
-            rest = np.setdiff1d(np.arange(len(item.windows)), pick)
-            seconds = item.frames * self.hop
-            chosen.append(to_centre_width(item.windows[pick] / seconds))
-            left_out.append(to_centre_width(item.windows[rest] / seconds))
-            if self.official:
-                labels = released_saliency_labels(item.windows[pick[:1]], item.frames, self.hop)
-            else:
-                labels = saliency_labels(item.windows, item.frames, self.hop)
-            inside[b, : item.frames] = labels
-        frame_keys = mix(draw, keys[:, None], (1 << 32) + np.arange(frames)[None])
-        pairs = draw_pairs(inside, real.numpy(), frame_keys, released=self.official)
-        spans, mask = _padded(chosen)
-        ignored, ignored_mask = _padded([] if self.official else left_out, rows=len(items))
-        return Targets(
-            spans=spans,
-            mask=mask,
-            ignored=ignored,
-            ignored_mask=ignored_mask,
-            saliency=torch.from_numpy(inside.astype(np.float32)),
-            positives=torch.from_numpy(pairs.positives),
-            negatives=torch.from_numpy(pairs.negatives),
-            pair_mask=torch.from_numpy(pairs.mask),
-            negative_row=torch.from_numpy(self._negative_rows(rows)),
-            teacher=self._teacher_targets(items),
+    def _split(self, batches: list[Ints]) -> tuple[Tensor, ...]:
+        """The rows of each batch on the device, brought there all at once."""
+        parts: tuple[Tensor, ...] = self._there(np.concatenate(batches)).split([len(b) for b in batches])
+        return parts
+
+    def _batch(self, rows: Ints, there: Tensor) -> Batch:
+        column = {name: values[there] for name, values in self._columns.items()}
+        lengths = self._lengths[rows]
+        recordings, row, share = None, None, None
+        if not self.training:  # in training, dropout differs between the queries of a recording
+            share = _distinct(self._vid_codes[rows], self._starts[rows], lengths)
+        audio: Sequence[Tensor]
+        if share is None:
+            audio, mask = _gather(self._audio, column["audio"], column["frames"], lengths)
+        else:
+            first, row = (self._there(index) for index in share)
+            frames = column["frames"][first]
+            streams, heard = _gather(self._audio, column["audio"][first], frames, lengths)
+            recordings = Heard(streams, heard, frames)
+            audio, mask = Spread(streams, row), heard[row]
+        texts = [
+            stream.gather(column[f"text{i}"], column[f"tokens{i}"], counts[rows])
+            for i, (stream, counts) in enumerate(zip(self._text, self._tokens, strict=True))
+        ]
+        return Batch(
+            qids=self._qids[rows].tolist(),
+            vids=self._vids[rows].tolist(),
+            audio=audio,
+            audio_mask=mask,
+            text=tuple(text for text, _ in texts),
+            text_mask=tuple(real for _, real in texts),
+            lengths=column["frames"],
+            seconds=column["seconds"],
+            starts=column["starts"],
+            recordings=recordings,
+            row=row,
         )
 
     def _negative_rows(self, rows: Ints) -> Ints:
@@ -295,28 +330,26 @@ class Moments:
         found = after[np.arange(size), other.argmax(1)]
         return np.where(other.any(1), found, -1).astype(np.int64)
 
-    def _teacher_targets(self, items: list[Item]) -> Teacher | None:
-        if self.teacher is None:
-            return None
-        pairs = [self.teacher.spans_for(item.query.qid, item.seconds) for item in items]
-        spans, mask = _padded([spans for spans, _ in pairs])
-        scores = torch.zeros(mask.shape)
-        for b, (_, values) in enumerate(pairs):
-            scores[b, : len(values)] = torch.from_numpy(values)
-        return Teacher(spans, scores, mask)
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether features of `size` bytes leave the larger part of the device's free memory to the work."""
+    return device.type != "cuda" or size < _SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _gather(
+    streams: list[Gathered], first: Tensor, frames: Tensor, lengths: Ints
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Every audio stream of some chunks, and their mask; `lengths` is `frames` on the host."""
+    made = [stream.gather(first, frames, lengths) for stream in streams]
+    return tuple(rows for rows, _ in made), made[0][1]
+
+
+def _distinct(vids: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints] | None:
+    """A row of each distinct chunk, and which of them every row is; None where all are distinct."""
+    chunks = np.stack([vids, starts, lengths], axis=1)
+    _, first, row = np.unique(chunks, axis=0, return_index=True, return_inverse=True)
+    return None if len(first) == len(vids) else (first, row.reshape(-1))
 
 
 def _where(manifest: Manifest) -> str:
     return str(manifest.path or "the manifests")  # several files have no one path
-
-
-def _padded(pieces: list[Any], rows: int | None = None) -> tuple[Tensor, Tensor]:
-    """Ragged (n, 2) arrays → float32 [B, max n (at least 1), 2] and the bool mask [B, max n]."""
-    size = len(pieces) if rows is None else rows
-    longest = max([len(piece) for piece in pieces] + [1])
-    spans = torch.zeros(size, longest, 2)
-    mask = torch.zeros(size, longest, dtype=torch.bool)
-    for b, piece in enumerate(pieces):
-        spans[b, : len(piece)] = torch.from_numpy(np.asarray(piece, dtype=np.float32))
-        mask[b, : len(piece)] = True
-    return spans, mask

@@ -15,6 +15,7 @@ from amrctl.errors import FeatureError
 from amrctl.recipe import Recipe, Stream
 
 _EPS = 1e-5  # of the official L2 normalisation
+_CHUNK = 1 << 14  # rows that are worked on together
 
 
 class FeatureSource(Protocol):
@@ -34,11 +35,14 @@ class FeatureSource(Protocol):
 
 
 class Gathered:
-    """One stream: packed rows plus how a recipe wants them (L2, cut)."""
+    """One stream: packed rows plus how a recipe wants them (L2, cut), on the host or on a device."""
 
     def __init__(self, packed: Packed, info: StreamInfo, *, l2: bool, max_rows: int | None) -> None:
         self.packed, self.info = packed, info
         self.l2, self.max_rows = l2, max_rows
+        rows = packed.rows if packed.rows.flags.writeable else packed.rows.copy()
+        self._rows = torch.from_numpy(rows)
+        self._norms = _norms(self._rows) if l2 else None
 
     def lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows per position (after the cut), int64."""
@@ -46,24 +50,40 @@ class Gathered:
         n = offsets[positions + 1] - offsets[positions]
         return n if self.max_rows is None else np.minimum(n, self.max_rows)
 
-    def gather(
-        self,
-        positions: npt.NDArray[np.int64],
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
-    ) -> tuple[Tensor, Tensor]:
-        """Rows `starts .. starts + lengths` of each position.
+    @property
+    def bytes(self) -> int:
+        """What the rows take in memory."""
+        return self._rows.nbytes + (0 if self._norms is None else self._norms.nbytes)
 
-        Returns float32 [B, max length, D], zero on padding, and the bool mask [B, max length].
+    def place(self, device: torch.device) -> None:
+        """Keep the rows that `gather` reads on `device`."""
+        self._rows = self._rows.to(device)
+        if self._norms is not None:
+            self._norms = self._norms.to(device)
+
+    def gather(self, first: Tensor, lengths: Tensor, counts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The packed rows `first .. first + lengths` of every pair, read in one go.
+
+        `first`, `lengths` [B] int64, where the rows are; `counts`: the same lengths on the host.
+        Returns float32 [B, longest, D], zero on padding, and the mask [B, longest] bool.
         """
-        steps = np.arange(max(int(lengths.max(initial=0)), 1))
-        mask = steps[None] < lengths[:, None]
-        index = self.packed.offsets[positions][:, None] + starts[:, None] + np.where(mask, steps[None], 0)
-        rows = torch.from_numpy(self.packed.rows[index]).float()
-        real = torch.from_numpy(mask)
-        if self.l2:
-            rows = rows / (rows.norm(dim=-1, keepdim=True) + _EPS)
-        return rows.mul_(real[..., None]), real
+        index, real = ranges(first, lengths, int(counts.max()))
+        rows = self._rows.index_select(0, index.flatten()).float().view(*index.shape, -1)
+        if self._norms is not None:
+            rows /= self._norms[index][..., None]
+        return (rows.mul_(real[..., None]) if counts.min() < counts.max() else rows), real
+
+
+def ranges(first: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """`first[b] + t` [B, longest] int64 for `t < lengths[b]`, and where that holds; elsewhere `first`."""
+    steps = torch.arange(max(longest, 1), device=first.device)
+    real = steps < lengths[:, None]
+    return first[:, None] + steps * real, real
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """What each row is divided by, float32 `(n,)`, without a second copy of all rows."""
+    return torch.cat([part.float().norm(dim=-1) + _EPS for part in rows.split(_CHUNK)])
 
 
 def load_streams(

@@ -98,12 +98,15 @@ def draw_pairs(
     (fewer than two outside) with themselves.
     """
     noise = (keys >> np.uint64(11)).astype(np.float64) / 2.0**53
+    every = np.arange(len(keys))
 
     def two(pool: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The frames of the pool with the least noise; the first of them twice where it is alone."""
+        left = np.where(pool, noise, 2.0)
+        first = left.argmin(1)
+        left[every, first] = 3.0
         count = pool.sum(1)
-        order = np.argsort(np.where(pool, noise, 2.0), axis=1, kind="stable")
-        second = order[:, 1] if order.shape[1] > 1 else order[:, 0]
-        return np.stack([order[:, 0], np.where(count > 1, second, order[:, 0])], axis=1), count
+        return np.stack([first, np.where(count > 1, left.argmin(1), first)], axis=1), count
 
     positives, inside_count = two(inside & real)
     negatives, outside_count = two(~inside & real)

@@ -36,6 +36,7 @@ def predict(
     score = registry.find("score", recipe.inference.score.kind).build(recipe.inference.score)
     pieces: dict[str, list[Piece]] = defaultdict(list)
     device = torch.device(device)
+    dataset.place(device)
     chunks: dict[str, int] = defaultdict(int)
     for item in dataset.items:
         chunks[item.query.qid] = max(chunks[item.query.qid], item.start)
@@ -54,7 +55,9 @@ def predict(
                 spans = output.spans[-1]
             scores = score(output, there).float().cpu().numpy()
             curves = None
-            if saliency and output.saliency is not None:
+            if saliency:
+                if output.saliency is None:
+                    raise RecipeError("model.heads: a saliency curve needs the head 'saliency'")
                 curves = output.saliency.float().cpu().numpy()
             found = spans.float().cpu().numpy()
             starts, lengths = batch.starts.tolist(), batch.lengths.tolist()

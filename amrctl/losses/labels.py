@@ -36,7 +36,8 @@ def counted(output: Output, batch: Batch, matches: Matches, layer: int) -> Tenso
     targets = targets_of(batch)
     spans = need(output.spans, "label", "span")[layer].detach()
     keep = torch.ones(spans.shape[:2], dtype=torch.bool, device=spans.device)
-    if bool(targets.ignored_mask.any()):
+    ignored = targets.ignored_mask
+    if ignored.device.type != "cpu" or bool(ignored.any()):  # asking a GPU would wait for it
         overlap = iou(to_start_end(spans)[:, :, None], to_start_end(targets.ignored)[:, None])
         keep = ~((overlap >= 0.5) & targets.ignored_mask[:, None]).any(-1)
         keep[matches.row, matches.query] = True

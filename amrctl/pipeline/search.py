@@ -20,7 +20,7 @@ from amrctl.data.dataset import Moments
 from amrctl.data.extract import described
 from amrctl.data.feature_packing import checked
 from amrctl.data.features import Packed, Rows, Side, StreamInfo
-from amrctl.data.framing import frame_count, windows
+from amrctl.data.framing import frames_of, windows
 from amrctl.data.manifest import Manifest, Query
 from amrctl.data.predictions import Prediction
 from amrctl.encoders.base import (
@@ -30,12 +30,14 @@ from amrctl.encoders.base import (
     TextEncoder,
     load_audio_encoder,
     load_text_encoder,
+    needs_weights,
 )
 from amrctl.ensemble.pool import pool
 from amrctl.errors import AmrctlError, CheckpointError, FeatureError
 from amrctl.inference import predict as inference
 from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
 from amrctl.pipeline.predict import pinned
+from amrctl.pipeline.proposals import add_proposals
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import from_dict
 from amrctl.run_folder import find_checkpoint
@@ -173,11 +175,18 @@ def search(request: SearchRequest, report: Reporter = SILENT) -> Found:
         device=device,
         precision=torch.bfloat16 if precision == "bf16" else None,
         rounding=rounding,
-        saliency=request.saliency,
+        saliency=request.saliency or recipe.inference.saliency_proposals is not None,
         report=report,
     )
     if not all(np.isfinite(item.windows).all() for item in items):
         raise CheckpointError(f"{path} answers with values that are not finite; its training has diverged")
+    if recipe.inference.saliency_proposals is not None:
+        wanted = recipe.inference.saliency_proposals
+        items = add_proposals(
+            items, threshold=wanted.threshold, keep=wanted.keep, rounding=rounding, where=str(path)
+        )
+        if not request.saliency:
+            items = [replace(item, saliency=None) for item in items]
     items = pool([items], keep=request.top, copies_iou=request.drop_copies)
     return Found(
         audio=request.audio,
@@ -222,7 +231,7 @@ def _specs(side: Side, checkpoint: Checkpoint, given: Sequence[str], path: Path)
     specs = []
     for stream in streams:
         encoder, weights = stream["encoder"], stream.get("attrs", {}).get("checkpoint")
-        if encoder not in known:
+        if encoder not in known or (weights is None and needs_weights(_SLOTS[side], encoder)):
             raise CheckpointError(
                 f"{path} was trained on {side} features of encoder '{encoder}' ({stream['dim']} numbers a "
                 f"{'frame' if side == 'audio' else 'token'}), which cannot run here (there is: "
@@ -244,7 +253,7 @@ def _features(
     made = Made()
     # Sentences first: they are quick, and faults in them show before an hour of audio.
     for trained, spec in zip(checkpoint.features["text"], specs["text"], strict=True):
-        reader = load_text_encoder(spec)
+        reader = load_text_encoder(spec, precision=_told(trained, "precision"))
         answers = reader.encode([query.query for query in queries])
         ids = [query.qid for query in queries]
         pieces = [
@@ -253,7 +262,9 @@ def _features(
         ]
         made.add(_info("text", trained, reader, len(ids)), ids, pieces)
     for trained, spec in zip(checkpoint.features["audio"], specs["audio"], strict=True):
-        hearer = load_audio_encoder(spec)
+        hearer = load_audio_encoder(
+            spec, **{key: _told(trained, key) for key in ("window", "hop", "precision")}
+        )
         rows = checked("audio", trained["name"], audio.name, _hear(audio, hearer, report), 2, _dtype(trained))
         made.add(_info("audio", trained, hearer, 1), [audio.name], [rows])
     return made
@@ -262,13 +273,18 @@ def _features(
 def _hear(path: Path, encoder: AudioEncoder, report: Reporter) -> Rows:
     """All frames of the recording, `(frames, dim)`; the samples are never in memory as a whole."""
     rate, _, samples = probe(path)
-    frames = frame_count(samples, rate, encoder.hop)
+    frames = frames_of(encoder, samples, rate)
     done: list[Rows] = []
     with report.bar(encoder.name, frames, unit="frames") as bar:
         for batch in windows(path, encoder):
             done.append(encoder.encode(batch))
             bar.advance(len(batch))
     return np.concatenate(done)
+
+
+def _told(trained: Mapping[str, Any], key: str) -> Any:
+    """What a stream of the training says of itself, None where it does not."""
+    return trained.get(key, trained.get("attrs", {}).get(key))
 
 
 def _dtype(trained: Mapping[str, Any]) -> str:

@@ -36,8 +36,9 @@ from amrctl.progress import SILENT, Bar, Reporter
 from amrctl.run_folder import RunFolder
 from amrctl.training import curves, state
 from amrctl.training.ema import Average
-from amrctl.training.precision import autocast
+from amrctl.training.precision import autocast, compiled
 from amrctl.training.run import Job, assemble, locked
+from amrctl.training.watch import Watch
 
 _DRAW_EVERY = 20.0  # seconds between drawings of the curves while training goes on
 
@@ -111,6 +112,9 @@ class _Run:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         config = self.settings.schedule
         self.schedule = registry.find("schedule", config.kind).build(config)
+        self.forward = compiled(self.detector) if self.settings.compile else self.detector
+        if not job.train.place(job.device):
+            report.note(f"the features do not fit beside the training on {job.device}; they stay on the host")
         if found.weights is not None:
             self.detector.load_state_dict(found.weights)
         ema = self.settings.ema
@@ -137,7 +141,7 @@ class _Run:
         if resumed and not self.state.finished:
             self.report.note(f"{self.folder.path}: goes on after epoch {resumed} of {epochs}")
             self._write_log()
-        title = f"{self.job.recipe.stage} {self.folder.path.name}"
+        title = f"{self.job.verb} {self.folder.path.name}"
         with self.report.bar(title, epochs * self.steps, unit="steps", done=resumed * self.steps) as bar:
             while not self.state.finished:
                 self._epoch(bar)
@@ -167,50 +171,50 @@ class _Run:
         torch.manual_seed(state.mix(self.seed, number))
         self.detector.train()
         sums: dict[str, Tensor] = {}
-        total, rate, taken = 0.0, 0.0, 0
+        rate, taken = 0.0, 0
+        watch = Watch(self._diverged, deferred=self.job.device.type == "cuda")
         for batch in self.job.train.epoch(self.seed, number):
             step = (number - 1) * self.steps + taken
             factor = self.schedule.factor(step, self.steps, self.settings.epochs)
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = base * factor
             rate = self.optimizer.param_groups[0]["lr"]
-            value, raw = self._step(batch.to(self.job.device), f"epoch {number}, step {taken + 1}")
+            raw = self._step(batch.to(self.job.device), f"epoch {number}, step {taken + 1}", watch)
             if self.average:
                 self.average.update(step)
             for name, term in raw.items():
                 sums[name] = sums[name] + term.double() if name in sums else term.double()
-            total, taken = total + value, taken + 1
-            bar.advance(1, self._note(number, total / taken))
-        return total / taken, {name: float(value) / taken for name, value in sums.items()}, rate
+            taken += 1
+            watch.poll()
+            bar.advance(1, self._note(number, watch.mean) if watch.steps else "")
+        watch.poll(wait=True)
+        return watch.mean, {name: float(value) / taken for name, value in sums.items()}, rate
 
-    def _step(self, batch: Batch, where: str) -> tuple[float, dict[str, Tensor]]:
-        """One optimiser step; returns the weighted loss and the raw terms of its first pass."""
+    def _step(self, batch: Batch, where: str, watch: Watch) -> dict[str, Tensor]:
+        """One optimiser step; returns the raw loss terms of its first pass, on the device."""
         losses: list[Loss] = []
 
-        def closure() -> float:
+        def closure() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.job.precision, self.job.device):
-                output = self.detector(batch)
+                output = self.forward(batch)
             loss = self.criterion(_float32(output), batch)
-            value = loss.total.item()
-            if not math.isfinite(value):
-                raise DivergedError(self._diverged(where, f"{_culprit(loss)} (total {value})"))
+            watch.loss(loss, where)
             torch.autograd.backward(loss.total)
             limit = self.settings.clip
             norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
-            if not math.isfinite(norm.item()):
-                raise DivergedError(self._diverged(where, f"the gradient's norm is {norm.item()}"))
+            watch.norm(loss, norm, where, counts=not losses)
             losses.append(loss)
-            return value
+            return loss.total.detach()
 
-        self.optimizer.step(closure)
-        return losses[0].total.item(), losses[0].raw
+        self.optimizer.step(closure)  # type: ignore[arg-type]  # a tensor is taken too, and not read
+        return losses[0].raw
 
-    def _diverged(self, where: str, what: str) -> str:
+    def _diverged(self, where: str, what: str) -> DivergedError:
         done = self.state.epoch
         saved = f"epoch {done} is the last that is saved" if done else "nothing is saved yet"
         remedy = "lower train.optimizer.lr, or try --precision fp32"
-        return f"{self.folder.path}: {where}: {what}; {saved}; {remedy}"
+        return DivergedError(f"{self.folder.path}: {where}: {what}; {saved}; {remedy}")
 
     def _note(self, number: int, loss: float) -> str:
         return f"epoch {number} loss {loss:.4g}{self.latest}"
@@ -347,14 +351,6 @@ def _float32(output: Output) -> Output:
 
     whole: Output = wide(output)
     return whole
-
-
-def _culprit(loss: Loss) -> str:
-    for terms in (loss.raw, loss.weighted):  # an earlier decoder layer's shows only in the second
-        for name, value in terms.items():
-            if not math.isfinite(float(value)):
-                return f"the loss term '{name}' is {float(value)}"
-    return "the sum of the loss terms overflows"
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

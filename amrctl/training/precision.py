@@ -1,4 +1,4 @@
-"""Number formats of training: float32, or bfloat16 for the matrix products.
+"""Number formats of training (float32, or bfloat16 for the matrix products), devices, compilation.
 
 Weights, gradients, the optimiser, matching and losses are float32 in both; bfloat16 has float32's
 range, so no loss scaling is needed.
@@ -7,9 +7,11 @@ range, so no loss scaling is needed.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from amrctl.errors import AmrctlError
 
@@ -67,3 +69,23 @@ def pick_device(asked: str) -> torch.device:
         return torch.device(asked)
     except RuntimeError:
         raise AmrctlError(f"--device {asked}: there is auto, cpu, cuda, cuda:N") from None
+
+
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """The forward pass of `module` through `torch.compile`; the module itself, its tensors' names
+    included, stays what it is. What cannot be compiled runs as it is.
+
+    Raises `AmrctlError` at the first call where the compiler is missing or gives up.
+    """
+    made = torch.compile(module, dynamic=True)
+
+    def call(*args: Any) -> Any:
+        try:
+            return made(*args)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            first = str(error).strip().partition("\n")[0]
+            raise AmrctlError(f"train.compile: torch.compile fails here: {first}; leave it out") from error
+
+    return call

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import h5py
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
+from amrctl import provenance
 from tests.conftest import Cli
 
 
@@ -69,6 +72,10 @@ def test_several_manifests_in_both_spellings(cli: Cli, work: Path) -> None:
             "queries": 2,
             "tokens": 8,
             "skipped": {},
+            "stored": [
+                {"side": "audio", "name": "logmel", "count": 2, "rows": 6, "dim": 229},
+                {"side": "text", "name": "words", "count": 2, "rows": 8, "dim": 256},
+            ],
         }
     assert datasets(work / "row.h5") == datasets(work / "repeated.h5")
     assert datasets(work / "row.h5")["audio/logmel/ids"][2] == [b"-a", b"b"]
@@ -127,16 +134,123 @@ def test_npz_there_and_back(cli: Cli, work: Path) -> None:
         ("--manifest m0.jsonl --audio-npz audio --name x --out f.h5", "audio has no -a.npz"),
         ("--export f.h5 --manifest m0.jsonl --out d", "--export does not go with --manifest"),
         ("--export f.h5 --out d", "feature file f.h5 does not exist"),
+        ("--export f.h5 --audio-encoder a --audio-encoder b --out d", "writes one audio stream at a time"),
+        ("--manifest m0.jsonl --text-encoder words", "--out F.h5 is missing"),
+        ("--manifest m0.jsonl --audio audio --audio-encoder logmel --hop 0 --out f.h5", "--hop 0.0: input"),
+        (
+            "--manifest m0.jsonl --audio audio --audio-encoder logmel --window 2 --out f.h5",
+            "logmel hears 1 s",
+        ),
+        ("--manifest m0.jsonl --text-encoder words --device tpu --out f.h5", "--device tpu: input should be"),
+        ("--manifest m0.jsonl --text-encoder words --text-encoder words --out f.h5", "words is named twice"),
+        ("--manifest m0.jsonl --audio a.tar --audio-encoder logmel --out f.h5", "a.tar: not a tar"),
+        (
+            "--manifest m0.jsonl --audio audio --audio-encoder wavlm-base:audio --out f.h5",
+            "wavlm-base: audio has no config.json",
+        ),
+        (
+            "--manifest m0.jsonl --text-encoder roberta-base:m0.jsonl --out f.h5",
+            "m0.jsonl is a file; write roberta-base:FOLDER",
+        ),
         ("--manifest gone.jsonl --text-encoder words --out f.h5", "gone.jsonl"),
     ],
 )
 def test_one_line_for_every_mistake(cli: Cli, work: Path, words: str, answer: str) -> None:
+    (work / "a.tar").write_bytes(b"words")
     result = cli("extract-tef", *words.split())
     assert result.code == 2
     assert result.err.startswith("amrctl: ")
     assert answer in result.err
     assert result.err.count("\n") == 1
     assert not list(work.glob("*.h5*"))
+
+
+def test_the_list_needs_no_torch(work: Path) -> None:
+    program = (
+        "import sys; from amrctl.cli.app import main\n"
+        "sys.argv = ['amrctl', 'extract-tef', '--list', '--json']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({'torch', 'transformers', 'h5py'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    entries = {(entry["side"], entry["name"]): entry for entry in json.loads(done.stdout)}
+    large = entries["audio", "wavlm-large"]
+    assert (large["dim"], large["rate"], large["default"]) == (1024, 16000, "microsoft/wavlm-large")
+    assert large["licence"].startswith("unclear: ")
+    assert entries["text", "roberta-base"]["missing"] == []
+
+
+def test_the_list_names_every_encoder_and_its_weights(cli: Cli, work: Path) -> None:
+    result = cli("extract-tef", "--list")
+    assert result.code == 0, result.err
+    for words in ("logmel", "roberta-large", "weights: Hub: microsoft/wavlm-base-plus", "licence: unclear: "):
+        assert words in result.out
+
+
+def network(folder: Path, seed: int) -> Path:
+    """A random WavLM of the base kind, narrow and shallow."""
+    import torch
+    from transformers import WavLMConfig, WavLMModel
+
+    torch.manual_seed(seed)
+    config = WavLMConfig(
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=16,
+        conv_dim=(4,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    WavLMModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_network_and_logmel_from_a_tar_in_one_pass(cli: Cli, work: Path) -> None:
+    import torch
+    from transformers import WavLMModel
+
+    network(work / "weights", 0)
+    (work / "tars").mkdir()
+    with tarfile.open(work / "tars" / "0.tar", "w") as tar:
+        for i, vid in enumerate(("-a", "b")):
+            tar.add(work / "audio" / f"{vid}.wav", f"{i}.wav")
+            path = work / f"{i}.json"
+            path.write_text(json.dumps({"bg": {"path": f"x/W/{i}.5_3.wav"}}))
+            tar.add(path, f"{i}.json")
+    queries(work / "m.jsonl", ["W_0.5_3", "W_1.5_3"])
+    common = ("extract-tef", "--manifest", "m.jsonl", "--audio", "tars", "--hop", "0.5", "--out", "f.h5")
+    result = cli(
+        *common, "--audio-encoder", "wavlm-base:weights", "--audio-encoder", "logmel", "--dtype", "float32"
+    )
+    assert result.code == 0, result.err
+    stored = datasets(work / "f.h5")
+    assert stored["audio/wavlm-base/rows"][1] == (12, 768)
+    assert stored["audio/logmel/rows"][1] == (12, 229)
+    model: Any = WavLMModel.from_pretrained(work / "weights")
+    sound = soxr.resample(
+        soundfile.read(work / "audio" / "b.wav", dtype="float32")[0], 8000, 16000, quality="HQ"
+    )
+    with torch.no_grad():
+        exact = model.eval()(torch.from_numpy(sound[8000:24000][None])).last_hidden_state.mean(dim=1)
+    np.testing.assert_allclose(stored["audio/wavlm-base/rows"][2][7], exact[0].numpy(), atol=1e-4)
+    with h5py.File(str(work / "f.h5")) as file:
+        attrs = dict(file["audio/wavlm-base"].attrs)
+        assert attrs["checkpoint_sha256"] == provenance.sha256(work / "weights" / "model.safetensors")
+        assert (attrs["hop"], attrs["precision"]) == (0.5, "fp32")
+
+    (work / "weights").rename(work / "moved")
+    result = cli(*common, "--audio-encoder", "wavlm-base:moved", "--dtype", "float32")
+    assert result.code == 0
+    assert "f.h5 holds this already" in result.err
+    network(work / "weights", 1)
+    result = cli(*common, "--audio-encoder", "wavlm-base:weights", "--dtype", "float32")
+    assert result.code == 2
+    assert "has audio stream 'wavlm-base' already, made with checkpoint_sha256" in result.err
+    result = cli(*common, "--audio-encoder", "wavlm-base:moved", "--dtype", "float32", "--precision", "bf16")
+    assert result.code == 2
+    assert "made with precision fp32, not bf16" in result.err
 
 
 def test_nothing_is_written_for_a_window_far_past_the_end(cli: Cli, work: Path) -> None:

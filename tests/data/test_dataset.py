@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from amrctl.data import dataset
 from amrctl.data.batch import Batch, Targets
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile
@@ -127,6 +128,17 @@ def test_buckets_pad_less_and_are_still_shuffled(tmp_path: Path) -> None:
     assert 0.25 < (np.diff(means) > 0).mean() < 0.75  # batches do not come in order of length
     together = [{frozenset(b.qids) for b in epoch} for epoch in (first, second)]
     assert not together[0] & together[1]  # other companions in the next epoch
+
+
+def test_a_larger_pool_pads_less(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(1).integers(5, 60, 280).tolist()
+    queries = manifest(*(query(f"q{i}", f"v{i}", n, [(0, 3)]) for i, n in enumerate(lengths)))
+
+    def padded(pool: int) -> int:
+        made = data(tmp_path, queries, f"train.bucket_pool={pool}")
+        return sum(int((~b.audio_mask).sum()) for b in made.epoch(0, 0))
+
+    assert padded(1) > 2 * padded(4) > 4 * padded(16)
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -366,6 +378,71 @@ def test_evaluation_keeps_the_files_order_for_the_released_code(tmp_path: Path, 
     lengths = [int(n) for b in ours for n in b.lengths]
     assert lengths == sorted(lengths)
     assert sorted(qid for b in ours for qid in b.qids) == sorted(q.qid for q in queries)
+
+
+def test_queries_of_one_recording_share_it(tmp_path: Path) -> None:
+    """Each chunk is gathered once; spread to the pairs it is what every pair would have gathered."""
+    queries = manifest(
+        *(query(f"q{i}", f"v{i % 3}", 25 + 20 * (i % 3), None) for i in range(8)), query("w", "w", 12, None)
+    )
+    made = data(tmp_path, queries, "train.max_frames=20", "train.eval_batch=7", training=False)
+    alone = data(tmp_path, queries, "train.max_frames=20", "train.eval_batch=1", training=False)
+    single = {(b.qids[0], int(b.starts[0])): b for b in alone.in_order()}
+    assert all(b.recordings is None for b in single.values())
+    saved = 0
+    for b in made.in_order():
+        chunks = {(vid, int(start)) for vid, start in zip(b.vids, b.starts, strict=True)}
+        assert len(b.heard.mask) == len(b.heard.audio[0]) == len(b.heard.lengths) == len(chunks)
+        saved += len(b) - len(chunks)
+        assert torch.equal(b.spread(b.heard.audio[0]), b.audio[0])
+        assert torch.equal(b.spread(b.heard.mask), b.audio_mask)
+        assert torch.equal(b.spread(b.heard.lengths), b.lengths)
+        moved = b.to("cpu")
+        assert torch.equal(moved.audio[0], b.audio[0])
+        assert len(moved.audio) == len([*moved.audio]) == len(moved.audio[:]) == 1
+        for i, (qid, start) in enumerate(zip(b.qids, b.starts.tolist(), strict=True)):
+            n = int(b.lengths[i])
+            assert torch.equal(b.audio[0][i, :n], single.pop((qid, start)).audio[0][0])
+            assert not b.audio[0][i, n:].any()
+    assert saved > 5
+    assert not single
+
+
+def test_features_that_do_not_fit_stay_on_the_host(
+    tmp_path: Path, queries: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = data(tmp_path, queries)
+    assert made.place("cpu")
+    size = sum(s.bytes for s in (*made._audio, *made._text))
+    rows = sum(len(s.packed.rows) * 4 * (s.info.dim + s.l2) for s in (*made._audio, *made._text))
+    assert size == rows
+    free = [0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10**12))
+    free[0] = 2 * size
+    assert not made.place("cuda")
+    assert made.device.type == "cpu"
+    assert len(list(made.epoch(0, 0))) == made.steps()
+    free[0] = 2 * size + 2
+    assert dataset.fits(size, torch.device("cuda"))
+    assert dataset.fits(10**15, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("sets", [(), ("compat=official",)])
+def test_batches_are_made_where_the_features_are(
+    tmp_path: Path, queries: Manifest, sets: tuple[str, ...]
+) -> None:
+    """A device without memory stands for one that computes elsewhere: whatever would be read back from
+    it, and so would make the host wait, is an error there."""
+    for training in (True, False):
+        here, there = (data(tmp_path, queries, *sets, training=training) for _ in range(2))
+        assert there.place("meta")
+        batches = [list(m.epoch(0, 0) if training else m.in_order()) for m in (here, there)]
+        for a, b in zip(*batches, strict=True):
+            assert a.qids == b.qids
+            for (name, x), (same_name, y) in zip(tensors(a), tensors(b), strict=True):
+                assert name == same_name
+                assert y.device.type == "meta", name
+                assert (x.shape, x.dtype) == (y.shape, y.dtype), name
 
 
 # --- the released code's targets ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amrctl.data import extract as module
+from amrctl.data import extract_jobs as module
 from amrctl.data.audio import load_mono
-from amrctl.data.extract import Extracted, extract, import_streams
+from amrctl.data.extract import Extracted, Stored, extract, import_streams
 from amrctl.data.features import FeatureFile
 from amrctl.data.framing import encode_file, frame_count
+from amrctl.data.hearing import hear
 from amrctl.data.manifest import Manifest, Query
 from amrctl.encoders.base import AudioEncoder, Rows, load_audio_encoder, load_text_encoder
 from amrctl.errors import AmrctlError, AudioError, FeatureError, ManifestError, OutputError
@@ -169,7 +170,8 @@ def same(first: Path, second: Path) -> bool:
 def test_what_is_stored_is_what_the_encoders_said(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "f.h5"
     done = run(out, folder, dtype="float32", tef=3)
-    assert done == Extracted(out, {"audio": "logmel", "text": "words"}, 3, 10, 6, 21, {}, True)
+    stored = (Stored("audio", "logmel", 3, 10, 229), Stored("text", "words", 6, 21, 256))
+    assert done == Extracted(out, {"audio": "logmel", "text": "words"}, 3, 10, 6, 21, {}, True, stored)
     encoder, words = load_audio_encoder("logmel"), load_text_encoder("words")
     with FeatureFile(out) as file:
         info = file.resolve("audio", "auto")
@@ -246,11 +248,11 @@ def test_a_run_stopped_by_a_fault_goes_on(
     assert not out.exists()
     heard: list[str] = []
 
-    def listen(path: Path, encoder: AudioEncoder) -> Rows:
-        heard.append(path.stem)
-        return encode_file(path, encoder)
+    def listen(recordings: Sequence[tuple[str, Path]], encoders: Sequence[AudioEncoder]) -> Iterator[Any]:
+        heard.extend(vid for vid, _ in recordings)
+        return hear(recordings, encoders)
 
-    monkeypatch.setattr(module, "encode_file", listen)
+    monkeypatch.setattr(module, "hear", listen)
     assert run(out, folder, skip_bad=True).skipped == {
         "a": f"{folder / 'a.wav'}: holds no samples; replace it"
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amrctl.data.batch import Targets
-from amrctl.losses.matching import assign, costs, match
+from amrctl.losses.matching import MOST, assign, costs, match, match_by_trying, try_all
 from amrctl.spans import generalised_iou, to_start_end
 
 
@@ -124,3 +125,43 @@ def test_a_cost_that_is_not_finite_does_not_stop_the_run() -> None:
     cost = torch.tensor([[[math.nan, 1.0], [2.0, math.inf], [0.0, -math.inf]]])[None]
     (layer,) = match(cost, targets([2], 2))
     assert sorted(zip(layer.query.tolist(), layer.moment.tolist(), strict=True)) == [(1, 0), (2, 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, MOST).flatmap(lambda most: st.tuples(st.just(most), st.integers(most, 12))),
+    st.integers(1, 6),
+    st.integers(0, 10_000),
+    st.booleans(),
+)
+def test_trying_all_is_as_cheap_as_scipy(sizes: tuple[int, int], rows: int, seed: int, ties: bool) -> None:
+    """Equal total cost, every real moment with a query of its own, whatever stands on padding."""
+    moments, queries = sizes
+    rng = np.random.default_rng(seed)
+    cost = rng.normal(size=(rows, queries, moments)).astype(np.float32)
+    if ties:
+        cost = np.round(cost)
+    counts = rng.integers(0, moments + 1, rows)
+    real = np.arange(moments) < counts[:, None]
+    cost = np.where(real[:, None], cost, np.float32(-1e6))
+    chosen = try_all(torch.from_numpy(cost), torch.from_numpy(real)).numpy()
+    wanted = np.zeros(rows)
+    for r, q, m in zip(*assign(cost, counts), strict=True):
+        wanted[r] += float(cost[r, q, m])
+    for r, count in enumerate(counts.tolist()):
+        taken = chosen[r, :count]
+        assert len(set(taken.tolist())) == count
+        assert float(cost[r, taken, np.arange(count)].astype(np.float64).sum()) == pytest.approx(wanted[r])
+
+
+def test_both_ways_of_matching_agree() -> None:
+    """Distinct costs have one best assignment; the pairs come in the same order."""
+    made = targets([1, 5, 0, 3], 5)
+    cost = torch.rand(3, 4, 10, 5, generator=torch.Generator().manual_seed(3))
+    held = made.mask.nonzero()
+    for known in (made, replace(made, pairs=held)):
+        tried = match_by_trying(cost, known)
+        assert len(tried) == 3
+        for here, there in zip(match(cost, made), tried, strict=True):
+            pairs = [sorted(zip(*(t.tolist() for t in vars(m).values()), strict=True)) for m in (here, there)]
+            assert pairs[0] == pairs[1]

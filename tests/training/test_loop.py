@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from amrctl import recipe as recipes
-from amrctl.errors import PredictionError
+from amrctl.errors import AmrctlError, PredictionError
 from amrctl.inference.predict import predict
 from amrctl.losses.total import Criterion, Loss
 from amrctl.model.checkpoint import read_metadata
 from amrctl.run_folder import RunFolder
 from amrctl.training import loop, run, state
 from amrctl.training.loop import DivergedError, Outcome, train
+from amrctl.training.precision import compiled
 from amrctl.training.run import Request, TeacherChoice
 from tests.training.tiny import Tiny
 
@@ -230,6 +231,42 @@ def test_bf16_computes_losses_in_float32(trained: Trainer, monkeypatch: pytest.M
     assert dtypes == {torch.float32}
     assert torch.bfloat16 in products
     assert all(tensor.dtype == torch.float32 for tensor in load_file(outcome.folder.last).values())
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler looks where it warns against looking
+def test_a_compiled_step_trains_the_same_network(
+    trained: Trainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Through the compiler's front end; what its machine code computes is the library's own affair."""
+    compile_with = torch.compile
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda m, **how: compile_with(m, **how, backend=backend))
+    sets = ("train.epochs=1", "train.ema=null", "model.tokens.dropout=0")
+    plain = trained(*sets, "model.decoder.dropout=0")
+    losses = [log(plain)[0]["loss"]]
+    before = load_file(plain.folder.last)
+    again = trained(*sets, "model.decoder.dropout=0", "train.compile=true")
+    assert graphs
+    after = load_file(again.folder.last)
+    assert list(before) == list(after)  # no prefix in the names
+    assert log(again)[0]["loss"] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_compiler_that_gives_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_up(*_: Any) -> Any:
+        raise torch._dynamo.exc.BackendCompilerFailed(gives_up, RuntimeError("no C++ compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda module, **how: gives_up)
+    with pytest.raises(AmrctlError, match=r"train\.compile: torch\.compile fails here: .*; leave it out"):
+        compiled(torch.nn.Linear(1, 1))(torch.ones(1))
+    monkeypatch.setattr(torch, "compile", lambda module, **how: module)
+    with pytest.raises(RuntimeError, match="shapes"):  # a fault of the network keeps its own words
+        compiled(torch.nn.Linear(1, 1))(torch.ones(1, 2))
 
 
 def test_one_seed_one_result_another_seed_another(trained: Trainer, tmp_path: Path) -> None:

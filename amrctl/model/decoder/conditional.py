@@ -190,7 +190,8 @@ class ConditionalDecoder(nn.Module):
         queries = Queries(content, reference)
         for hook in self._hooks():
             queries = hook.start(queries, memory, batch)
-        seen = None if bool(memory.audio_mask.all()) else key_mask(memory.audio_mask)
+        real = memory.audio_mask  # asking a GPU whether there is padding would wait for it
+        seen = None if real.device.type == "cpu" and bool(real.all()) else key_mask(real)
         states, references = [], []
         for i, layer in enumerate(self.layers):
             references.append(queries.reference)

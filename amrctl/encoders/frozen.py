@@ -1,0 +1,185 @@
+"""Bases of encoders that run a frozen torch network: device, precision, batches, provenance."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amrctl.encoders.base import Card, EncoderConfig, Rows, Sentence
+from amrctl.errors import FeatureError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Frozen:
+    """What audio and text share. `network` is frozen, in evaluation mode, on `device`.
+
+    Class attributes of an encoder: `name`, `dim`, `card`, `version` (raised when its numbers change),
+    `normalisation` (what is done to the rows), and `space` where audio and text rows can be compared.
+    """
+
+    name: str
+    dim: int
+    card: Card
+    version: int = 1
+    normalisation: str = "none"
+    space: str | None = None
+    batch: int = 16
+
+    def __init__(
+        self, config: EncoderConfig, network: nn.Module, *, sha256: str | None, checkpoint: str | None
+    ) -> None:
+        import torch
+
+        self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.checkpoint, self.sha256 = checkpoint, sha256
+        if config.batch is not None:
+            self.batch = config.batch
+        self._half: torch.dtype | None = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        if self._half is not None:
+            _narrow(self.network, self._half)
+
+    def attributes(self) -> Mapping[str, Any]:
+        """What the feature file says about the stream; what is None is left out there."""
+        return {
+            "version": self.version,
+            "normalisation": self.normalisation,
+            "space": self.space,
+            "checkpoint": self.checkpoint,
+            "checkpoint_sha256": self.sha256,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "precision": self.precision,
+        }
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Without gradients, and in half precision where that was asked for."""
+        import torch
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """A stretch of `forward` that half precision must not touch."""
+        import torch
+
+        with torch.autocast(self.device.type, enabled=False):
+            yield
+
+
+class FrozenAudio(Frozen):
+    """Base of audio encoders that run a torch network.
+
+    A subclass gives `name`, `sample_rate`, `dim`, `card`, maybe other `window`, `hop`, `grid`, `tail`,
+    and `forward`; and `front_end` where samples become something else in float32 first.
+    """
+
+    sample_rate: int
+    window: float = 1.0
+    hop: float = 1.0
+    grid: str = "plain"
+    tail: str = "round"
+
+    def __init__(
+        self, config: EncoderConfig, network: nn.Module, *, sha256: str | None, checkpoint: str | None
+    ) -> None:
+        super().__init__(config, network, sha256=sha256, checkpoint=checkpoint)
+        self.window = config.window or self.window
+        self.hop = config.hop or self.hop
+
+    def front_end(self, samples: Tensor) -> Tensor:
+        """`(n, window samples)` float32 on `device` to what `forward` takes; never in half precision."""
+        return samples
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """What `front_end` gave, to `(n, dim)`; called without gradients, maybe in half precision."""
+        raise NotImplementedError
+
+    def encode(self, windows: Rows) -> Rows:
+        """`(n, window samples)` float32 to `(n, dim)` float32, at most `batch` windows at a time."""
+        import torch
+
+        size = round(self.window * self.sample_rate)
+        if windows.ndim != 2 or windows.shape[1] != size:
+            raise ValueError(f"{self.name} takes windows of {size} samples, not shape {windows.shape}")
+        done = np.empty((len(windows), self.dim), np.float32)
+        for start in range(0, len(windows), self.batch):
+            piece = np.ascontiguousarray(windows[start : start + self.batch], np.float32)
+            with self.running():
+                with self.in_float32():
+                    ready = self.front_end(torch.from_numpy(piece).to(self.device))
+                rows = self.forward(ready)
+            done[start : start + len(piece)] = rows.float().cpu().numpy()
+        return done
+
+
+class FrozenText(Frozen):
+    """Base of text encoders that run a torch network; a subclass gives `name`, `dim`, `card`, `forward`."""
+
+    def forward(self, sentences: Sequence[str]) -> list[Sentence]:
+        """Encode a batch; called without gradients, maybe in half precision. Rows are float32 numpy."""
+        raise NotImplementedError
+
+    def encode(self, sentences: Sequence[str]) -> list[Sentence]:
+        """Encode each sentence, at most `batch` at a time."""
+        done: list[Sentence] = []
+        for start in range(0, len(sentences), self.batch):
+            with self.running():
+                done += self.forward(sentences[start : start + self.batch])
+        return done
+
+
+def _narrow(network: nn.Module, half: torch.dtype) -> None:
+    """Keep the weights of products in half precision: autocast would make them so at every call.
+
+    Norms, tables and whatever is parametrised stay as they are.
+    """
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    for part in network.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) and not parametrize.is_parametrized(part):
+            part.to(half)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is a CUDA device where there is one. Raises `FeatureError`."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FeatureError("--device cuda: torch sees no CUDA device here; leave it out or write cpu")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is fp32 on the CPU, else bf16, or fp16 on a device without it."""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def require(package: str, encoder: str) -> None:
+    """Raise `FeatureError` when a package that an encoder needs is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise FeatureError(
+            f"{encoder} needs the package {package}, which is not installed; pip install 'amrctl[encoders]'"
+        )

@@ -1,0 +1,201 @@
+"""Training steps of recipe qd-detr beside the official code: full length, and CASTELLA's lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from amrctl.data.batch import Batch
+from amrctl.data.dataset import Moments
+from amrctl.data.manifest import Manifest
+from amrctl.losses.total import Criterion
+from amrctl.model.detector import Detector, build
+from amrctl.recipe import Recipe
+from amrctl.training.loop import _float32
+from amrctl.training.precision import Resolved, autocast, cpu_has_bf16
+from benchmarks import inputs, official
+from benchmarks.measure import Work, flops, interleaved, matrix_rate, peak_mb
+from benchmarks.official import Official
+from benchmarks.table import Row
+
+_TOLERANCE = 1e-4  # of the losses, dropout off
+_HERE = torch.device("cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NO_REFERENCE = "no --official: nothing beside it"
+
+
+def detector_of(recipe: Recipe, width: int) -> Detector:
+    """A detector with fresh weights of seed 0, ready to train."""
+    torch.manual_seed(0)
+    streams = recipe.features
+    made = build(recipe, (width,) * len(streams.audio), (width,) * len(streams.text), training=True)
+    made.train()
+    return made
+
+
+def our_step(detector: Detector, recipe: Recipe, precision: Resolved) -> Callable[[Batch], Any]:
+    """What `training.loop` does with a batch."""
+    criterion = Criterion(recipe, detector)
+    parameters = [p for p in detector.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=True)
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, _HERE):
+            output = detector(batch)
+        loss = criterion(_float32(output), batch).total
+        value = loss.item()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+        return value
+
+    return step
+
+
+def their_step(model: nn.Module, criterion: nn.Module) -> Callable[[Any, Any], Any]:
+    """What the official loop does with a batch that is already in memory."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
+    model.train()
+    criterion.train()
+
+    def step(given: Any, wanted: Any) -> float:
+        loss = official.loss(criterion, model(**given), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a case is; the quick one only shows that it runs."""
+
+    width: int = 768
+    frames: int = 300
+    batch: int = 32
+    batches: int = 8
+    repeat: int = 5
+    length: int | None = None  # of all recordings, seconds; None: CASTELLA's lengths
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """`--set` items of a recipe."""
+        return f"train.batch={self.batch}", f"train.max_frames={self.frames}"
+
+    def build(self, reference: Official, detector: Detector) -> tuple[nn.Module, nn.Module]:
+        """The official network and criterion of this size."""
+        widths = {"a_feat_dim": self.width, "t_feat_dim": self.width}
+        return reference.build(detector, **widths)
+
+
+QUICK = Size(width=8, frames=20, batch=4, batches=2, repeat=1, length=20)
+
+
+def rows(quick: bool, reference: Official | None = None) -> list[Row]:
+    """Seconds of one step of 32 queries (CASTELLA's lengths: per 32 queries, batch making included)."""
+    size = QUICK if quick else Size()
+    made = [*_full(reference, size), *_mixed(reference, size)]
+    if reference is None:
+        made = [replace(row, note=joined(row.note, NO_REFERENCE)) for row in made]
+    return made
+
+
+def formats() -> tuple[Resolved, ...]:
+    """Number formats that this processor has."""
+    return ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
+
+
+def loss_gap(reference: Official, size: Size, manifest: Manifest) -> float:
+    """Relative distance of the two losses on one batch (the released code's targets) with equal
+    weights and dropout off."""
+    recipe = inputs.recipe("qd-detr", "compat=official", *size.sets)
+    (batch,) = inputs.first(inputs.moments(manifest, recipe, training=True, width=size.width), 1)
+    detector = detector_of(recipe, size.width)
+    model, criterion = size.build(reference, detector)
+    inputs.without_dropout(detector)
+    inputs.without_dropout(model)
+    with torch.no_grad():
+        ours = float(Criterion(recipe, detector)(detector(batch), batch).total)
+        theirs = float(official.loss(criterion, model(**official.inputs(batch)), official.targets(batch)))
+    return abs(ours - theirs) / abs(theirs)
+
+
+def _full(reference: Official | None, size: Size) -> list[Row]:
+    recipe = inputs.recipe("qd-detr", *size.sets)
+    manifest = inputs.queries(size.batch, length=size.frames, per_recording=1)
+    (batch,) = inputs.first(inputs.moments(manifest, recipe, training=True, width=size.width), 1)
+    note = ""
+    works: dict[str, Work] = {}
+    if reference is not None:
+        gap = loss_gap(reference, size, manifest)
+        if gap > _TOLERANCE:
+            raise AssertionError(f"the losses differ by {gap:.1e} of the official one's value")
+        note = f"losses differ by {gap:.0e}"
+        model, criterion = size.build(reference, detector_of(recipe, size.width))
+        theirs, given, wanted = their_step(model, criterion), official.inputs(batch), official.targets(batch)
+        works["official"] = partial(theirs, given, wanted)
+    for precision in formats():
+        works[precision] = partial(our_step(detector_of(recipe, size.width), recipe, precision), batch)
+    times = interleaved(works, size.repeat)
+    counted = flops(works["fp32"])
+    return [
+        Row(
+            f"training step, {size.batch} x {size.frames} frames, {precision}",
+            times[precision],
+            times.get("official"),
+            limit=counted / matrix_rate(DTYPES[precision]),
+            memory_mb=peak_mb(works[precision]),
+            note=joined(note if precision == "fp32" else "", f"{counted / 1e9:,.0f} GFLOP"),
+        )
+        for precision in formats()
+    ]
+
+
+def _mixed(reference: Official | None, size: Size) -> list[Row]:
+    """The same queries in the batches of each: ours by length, the official ones at random."""
+    recipe = inputs.recipe("qd-detr", *size.sets)
+    plain = inputs.recipe("qd-detr", *size.sets, "train.buckets=false")
+    count = size.batches * size.batch
+    manifest = Manifest(None, inputs.queries(count, length=size.length).queries[:count])
+    ours, random = (inputs.moments(manifest, r, training=True, width=size.width) for r in (recipe, plain))
+    works: dict[str, Work] = {}
+    if reference is not None:
+        theirs = their_step(*size.build(reference, detector_of(recipe, size.width)))
+        ready = [(official.inputs(b), official.targets(b)) for b in random.epoch(0, 1)]
+        works["official"] = lambda: [theirs(given, wanted) for given, wanted in ready]
+    for precision in formats():
+        step = our_step(detector_of(recipe, size.width), recipe, precision)
+        works[precision] = partial(_epoch, step, ours)
+    times = {
+        name: t * size.batch / len(ours) for name, t in interleaved(works, max(size.repeat // 2, 1)).items()
+    }
+    counted = flops(works["fp32"]) * size.batch / len(ours)
+    return [
+        Row(
+            f"training step, CASTELLA's lengths, {precision}",
+            times[precision],
+            times.get("official"),
+            limit=counted / matrix_rate(DTYPES[precision]),
+            note="ours with making the batches, the official one without",
+        )
+        for precision in formats()
+    ]
+
+
+def _epoch(step: Callable[[Batch], Any], dataset: Moments) -> None:
+    for batch in dataset.epoch(0, 1):
+        step(batch)
+
+
+def joined(*notes: str) -> str:
+    """The notes that are not empty, in one."""
+    return "; ".join(note for note in notes if note)

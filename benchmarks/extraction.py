@@ -1,73 +1,83 @@
 """Speed and memory of extraction: `python -m benchmarks.extraction`.
 
     python -m benchmarks.extraction
-    python -m benchmarks.extraction --encoder wavlm-large --batch 8 --seconds 64
+    python -m benchmarks.extraction --encoder wavlm-large --batch 8 --windows 64
     python -m benchmarks.extraction --encoder m2d-clap:checkpoint-30.pth --encoder logmel
 
-For each encoder: seconds of audio encoded per second, in batches and one window at a time with the same
-network, both in turns so that a busy machine hits them alike. The WavLM networks get random weights of
-their true size when the spelling names none. Then the largest memory of a process that hears one minute,
-and one hour, of sound with `logmel` and a small network.
+For each encoder: seconds of audio encoded per second, in batches, beside a loop that encodes one window
+at a time with the same front end and network in float32; then the same in batches of bfloat16. All run
+by turns, so that a busy machine hits them alike. Encoders without weights get random ones of true size.
+Then time and the largest memory of a process that hears one minute, and one hour, of sound with
+`logmel` and a small network.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from amrctl.encoders.base import AudioEncoder, Rows, load_audio_encoder
+from amrctl.data.framing import batch_of
+from amrctl.data.hearing import is_network
+from amrctl.encoders.base import AudioEncoder, Rows
+from benchmarks.measure import Work, flops, interleaved, matrix_rate
+from benchmarks.table import Row, text_table
+from benchmarks.untrained import UNTRAINED, load
 
-ROUNDS = 3
-LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-}
-SMALL = {"num_hidden_layers": 1, "intermediate_size": 64, "conv_dim": (8,) * 7}
-SIZES: dict[str, dict[str, object]] = {"wavlm-base": {}, "wavlm-base-plus": {}, "wavlm-large": LARGE}
+ROUNDS, WINDOWS = 3, 32
+UNIT = "s of audio / s"
 
 
-def random_wavlm(folder: Path, **sizes: object) -> Path:
-    """A WavLM with random weights in the Hub's layout."""
-    import torch
-    from transformers import WavLMConfig, WavLMModel
-
-    torch.manual_seed(0)
-    WavLMModel(WavLMConfig.from_dict(sizes)).save_pretrained(folder)
-    return folder
+def rows(quick: bool) -> list[Row]:
+    """Speed of every encoder, then memory over the length of a recording."""
+    encoders = ["logmel", "m2d-clap"] if quick else ["logmel", *UNTRAINED]
+    windows, rounds = (2, 1) if quick else (WINDOWS, ROUNDS)
+    found = [row for spec in encoders for row in speed(spec, windows, None, rounds)]
+    return found + memory((0.1, 0.2) if quick else (1.0, 60.0))
 
 
-def pace(encoder: AudioEncoder, windows: Rows, batch: int) -> float:
-    """Wall seconds to encode all windows, `batch` at a time."""
-    began = time.perf_counter()
+def speed(spec: str, count: int, batch: int | None, rounds: int) -> list[Row]:
+    """Rows of one encoder: float32, and bfloat16 where it has a network."""
+    exact = load(spec, batch=batch, precision="fp32")
+    encoders = {"fp32": exact}
+    if is_network(exact):
+        encoders["bf16"] = load(spec, batch=batch, precision="bf16")
+    size = round(exact.window * exact.sample_rate)
+    windows = np.random.default_rng(0).uniform(-0.3, 0.3, (count, size)).astype(np.float32)
+    works: dict[str, Work] = {"one at a time": partial(encode, exact, windows, 1)}
+    works |= {name: partial(encode, one, windows, batch_of(one)) for name, one in encoders.items()}
+    seconds = interleaved(works, rounds)
+    sound = count * exact.hop
+    operations = flops(partial(exact.encode, windows[:1])) if is_network(exact) else 0.0
+    found = []
+    for name, one in encoders.items():
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        found.append(
+            Row(
+                f"extract {exact.name}" + (f", {name}" if is_network(exact) else ""),
+                sound / seconds[name],
+                sound / seconds["one at a time"],
+                UNIT,
+                limit=exact.hop * matrix_rate(dtype) / operations if operations else None,
+                note=f"batches of {batch_of(one)}; reference: one window at a time, float32",
+                higher_is_better=True,
+            )
+        )
+    return found
+
+
+def encode(encoder: AudioEncoder, windows: Rows, batch: int) -> None:
+    """Encode all windows, `batch` at a time."""
     for start in range(0, len(windows), batch):
         encoder.encode(windows[start : start + batch])
-    return time.perf_counter() - began
-
-
-def speed(spec: str, seconds: int, batch: int | None, precision: str) -> tuple[str, float, float, float]:
-    """Name, seconds of audio a second in batches and window by window, and the median ratio."""
-    encoder = load_audio_encoder(spec, batch=batch, precision=precision)
-    size = round(encoder.window * encoder.sample_rate)
-    windows = np.random.default_rng(0).uniform(-0.3, 0.3, (seconds, size)).astype(np.float32)
-    together = batch or int(getattr(encoder, "batch", 32))
-    pace(encoder, windows[:together], together)  # what is made once is made
-    pace(encoder, windows[:1], 1)
-    times = [(pace(encoder, windows, together), pace(encoder, windows, 1)) for _ in range(ROUNDS)]
-    batched, single = (min(t[i] for t in times) for i in (0, 1))
-    sound = seconds * encoder.hop
-    return encoder.name, sound / batched, sound / single, statistics.median(b / a for a, b in times)
 
 
 _HEAR = """
@@ -81,51 +91,54 @@ print(len(answer.rows["logmel"]), resource.getrusage(resource.RUSAGE_SELF).ru_ma
 """
 
 
-def memory(folder: Path, minutes: int, weights: Path) -> tuple[int, float]:
-    """Frames, and the largest memory in MiB, of a process that hears a recording (Linux units)."""
+def memory(minutes: Sequence[float]) -> list[Row]:
+    """Time and largest memory (Linux units) of processes that hear recordings of these lengths."""
     import soundfile
+    from transformers import WavLMConfig, WavLMModel
 
-    path = folder / f"{minutes}.flac"
-    noise = np.random.default_rng(0)
-    with soundfile.SoundFile(path, "w", 44_100, 1) as sound:
-        for _ in range(minutes):
-            sound.write(noise.uniform(-0.3, 0.3, 60 * 44_100).astype(np.float32))
-    done = subprocess.run(
-        [sys.executable, "-c", _HEAR, str(path), str(weights)], capture_output=True, text=True, check=True
-    )
-    path.unlink()
-    frames, most = map(int, done.stdout.split())
-    return frames, most / 1024
+    found = []
+    with tempfile.TemporaryDirectory() as held:
+        weights, path = Path(held, "weights"), Path(held, "a.flac")
+        torch.manual_seed(0)
+        small = WavLMConfig(num_hidden_layers=1, intermediate_size=64, conv_dim=(8,) * 7)
+        WavLMModel(small).save_pretrained(weights)
+        piece = np.random.default_rng(0).uniform(-0.3, 0.3, 6 * 44_100).astype(np.float32)
+        for length in minutes:
+            with soundfile.SoundFile(path, "w", 44_100, 1) as sound:
+                for _ in range(round(length * 10)):
+                    sound.write(piece)
+            command = [sys.executable, "-c", _HEAR, str(path), str(weights)]
+            began = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            took = time.perf_counter() - began
+            frames, most = map(int, done.stdout.split())
+            note = f"logmel and a small network, {frames:,} frames; memory of the whole process"
+            found.append(Row(f"hear {length:g} min", took, memory_mb=most / 1024, note=note))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the two tables; exit code 0."""
-    parser = argparse.ArgumentParser("python -m benchmarks.extraction", description=__doc__.splitlines()[0])
+    """Print the table; exit code 0."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.extraction", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--encoder", action="append", help="as extract-tef takes it (repeatable)")
-    parser.add_argument("--seconds", type=int, default=32, help="windows to encode")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="windows to encode")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="times that each is measured")
     parser.add_argument("--batch", type=int, help="default: the encoder's own")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--minutes", type=int, default=60, help="the long recording; 0: no memory table")
+    parser.add_argument("--minutes", type=float, default=60, help="the long recording; 0: no memory rows")
     given = parser.parse_args(arguments)
 
-    import torch
-
     torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as held:
-        folder = Path(held)
-        print(f"{given.threads} threads, {given.seconds} windows\n")
-        print("| encoder | audio s per s, batched | one window at a time | ratio |\n|---|---|---|---|")
-        for spec in given.encoder or ["logmel", "wavlm-base", "wavlm-large"]:
-            made = f"{spec}:{random_wavlm(folder / spec, **SIZES[spec])}" if spec in SIZES else spec
-            name, batched, single, ratio = speed(made, given.seconds, given.batch, given.precision)
-            print(f"| {name} | {batched:.2f} | {single:.2f} | {ratio:.2f} |", flush=True)
-        if given.minutes:
-            weights = random_wavlm(folder / "small", **SMALL)
-            print("\n| recording | frames | largest memory |\n|---|---|---|")
-            for minutes in (1, given.minutes):
-                frames, most = memory(folder, minutes, weights)
-                print(f"| {minutes} min | {frames:,} | {most:.0f} MiB |", flush=True)
+    found: list[Row] = []
+    for spec in given.encoder or ["logmel", *UNTRAINED]:
+        print(f"{spec} ...", file=sys.stderr, flush=True)
+        found += speed(spec, given.windows, given.batch, given.rounds)
+    if given.minutes:
+        found += memory((1.0, given.minutes))
+    print(f"{given.threads} threads, {given.windows} windows, median of {given.rounds} rounds\n")
+    print(text_table(found))
     return 0
 
 

@@ -14,6 +14,7 @@ from amrctl.errors import AmrctlError
 if TYPE_CHECKING:
     from amrctl.cli._console import Console
     from amrctl.data.extract import Extracted
+    from amrctl.encoders.base import Entry
 
 _NPZ = "Official npz features"
 
@@ -252,13 +253,8 @@ def _list(console: Console) -> None:
         rate = f"{entry.card.rate:,}" if entry.card.rate else "-"
         shown.add_row(entry.name, entry.side, f"{entry.card.dim:,}", rate, packages)
     console.table(shown)
-    for entry in entries:
-        if entry.card.weights:
-            told = [f"{entry.name} ({entry.side})" + (f": {entry.card.note}" if entry.card.note else "")]
-            told += [f"  weights: {entry.card.weights}", f"  licence: {entry.card.licence}"]
-            if entry.default:
-                told[1] += f"; taken when none are named: {entry.default}"
-            console.say("\n".join(told))
+    for told in _sources(entries):
+        console.say(told)
     console.result(
         [
             {
@@ -271,6 +267,33 @@ def _list(console: Console) -> None:
             for entry in entries
         ]
     )
+
+
+def _sources(entries: list[Entry]) -> list[str]:
+    """Where to get weights, a paragraph for encoders that share them, 80 columns wide."""
+    from textwrap import fill
+
+    shared: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry.card.weights:
+            shared.setdefault((entry.card.weights, entry.card.licence), []).append(entry)
+    paragraphs = []
+    for (weights, licence), group in shared.items():
+        lines = [
+            f"{entry.name} ({entry.side})" + (f": {entry.card.note}" if entry.card.note else "")
+            for entry in group
+        ]
+        lines += [f"  weights: {weights}", f"  licence: {licence}"]
+        if group[0].default:
+            lines.append(f"  default: {group[0].default}")
+        paragraphs.append(
+            "\n".join(
+                # addresses stay whole, to be copied
+                fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+                for line in lines
+            )
+        )
+    return paragraphs
 
 
 def _show(console: Console, done: Extracted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -76,9 +77,12 @@ def run(
     console.result(soup.to_dict())
     names = list(dict.fromkeys(name for part in soup.ingredients for name in part.metrics))
     shown = table("checkpoint", "weight", "distance", *(f"val {name}" for name in names), title=str(out))
+    # less the folder that all share, so that a narrow table still tells them apart
+    shared = os.path.commonpath([part.path.absolute().parent for part in soup.ingredients])
     for part in soup.ingredients:
+        place = os.path.relpath(part.path.absolute(), shared)
         values = [f"{part.metrics[name]:.2f}" if name in part.metrics else "" for name in names]
-        shown.add_row(str(part.path), f"{part.weight:.4g}", f"{part.distance:.2%}", *values)
+        shown.add_row(place, f"{part.weight:.4g}", f"{part.distance:.2%}", *values)
     console.table(shown)
     first, second, distance = soup.farthest
     console.say(

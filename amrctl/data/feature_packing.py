@@ -108,17 +108,31 @@ def write_stream(
     group.attrs["tool"] = f"amrctl {__version__}"
 
 
-def write_tef(
-    file: h5py.File, name: str, function: Callable[[int], Rows], audio: StreamSpec, lengths: Sequence[int]
-) -> None:
-    """Write temporal endpoint features for the recordings of an audio stream, unless they are there."""
-    if f"tef/{name}" in file:
-        return
-    attrs: dict[str, Any] = {"encoder": f"tef-{name}", "of": audio.name}
-    attrs.update({key: audio.attrs.get(key) for key in ("window", "hop")})
-    rows = ((function(n), None) for n in lengths)
+def write_tef(file: h5py.File, name: str, function: Callable[[int], Rows], first: str) -> None:
+    """Write the temporal endpoint features that the audio streams of the file lack.
+
+    Streams of the same recordings and lengths share one. The first is called `name` and belongs to the
+    audio stream `first`; one of other lengths is called `name` and its stream, as `2d-ms-clap-centred`.
+    """
     dim = int(function(1).shape[1])
-    write_stream(file, StreamSpec("tef", check_name(name), audio.ids, attrs), lengths, dim, "float32", rows)
+    groups: Any = file
+    there = [group for group in groups.get("tef", {}).values() if int(group.attrs["dim"]) == dim]
+    for stream in sorted(groups["audio"], key=lambda stream: stream != first):
+        audio = groups[f"audio/{stream}"]
+        offsets, ids = audio["offsets"][:], audio["ids"].asstr()[:]
+        if any(
+            np.array_equal(tef["offsets"][:], offsets) and np.array_equal(tef["ids"].asstr()[:], ids)
+            for tef in there
+        ):
+            continue
+        called = name if f"tef/{name}" not in file else f"{name}-{stream}"
+        attrs = {"encoder": f"tef-{name}", "of": stream}
+        attrs |= {key: audio.attrs.get(key) for key in ("window", "hop")}
+        lengths = np.diff(offsets).tolist()
+        rows = ((function(n), None) for n in lengths)
+        spec = StreamSpec("tef", check_name(called), ids.tolist(), attrs)
+        write_stream(file, spec, lengths, dim, "float32", rows)
+        there.append(groups[f"tef/{called}"])
 
 
 def _need(path: Path, size: int) -> None:

@@ -157,7 +157,7 @@ class FeatureWriter:
         """Pack the shards of `streams` into `out`, keep its other streams, remove the part folder.
 
         `tef`: name → function from a number of frames to temporal endpoint features `(n, 2 or 3)`,
-        stored for the recordings of the first audio stream of `streams`.
+        stored for the audio streams, see `write_tef`; the first of `streams` comes first.
         Raises `FeatureError` when an id has no shard, or shards differ in width.
         """
         specs = [replace(spec, attrs={**spec.attrs, "settings": self._fingerprint()}) for spec in streams]
@@ -170,7 +170,7 @@ class FeatureWriter:
                 )
             for name, function in (tef or {}).items():
                 if audio is not None:
-                    write_tef(file, name, function, audio.spec, audio.lengths)
+                    write_tef(file, name, function, audio.spec.name)
         self.close()
         shutil.rmtree(self.part, ignore_errors=True)
 

@@ -84,7 +84,7 @@ def import_npz(
             if side == "audio":
                 _tell_lengths(manifest, ids, source.lengths, hop, report)
                 for kind, function in (tef or {}).items():
-                    write_tef(file, kind, function, spec, source.lengths)
+                    write_tef(file, kind, function, spec.name)
             written.append(spec)
     return written
 

@@ -143,8 +143,11 @@ def _build(slot: str, spec: str, options: Mapping[str, Any]) -> Any:
     else:
         fits = not colon
     if not fits:
-        wanted = f"{kind}:CHECKPOINT" if takes_weights else kind
-        raise FeatureError(f"--{slot} {spec}: write it as {wanted}")
+        if takes_weights:
+            told = f"needs weights; write it as {kind}:CHECKPOINT (extract-tef --list says where to get them)"
+        else:
+            told = f"has no weights; write it as {kind}"
+        raise FeatureError(f"--{slot} {spec}: {kind} {told}")
     given = {name: value for name, value in options.items() if value is not None}
     try:
         made = config(kind=kind, checkpoint=checkpoint or config.default_checkpoint, **given)

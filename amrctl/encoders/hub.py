@@ -1,4 +1,4 @@
-"""Networks and tokenizers in the Hub's layout: a local folder, or a hub name that transformers fetches.
+"""Networks in the Hub's layout: a local folder, or a hub name that transformers fetches.
 
 `from_pretrained` fills what a file lacks with random numbers and only warns. Here that is an error.
 """
@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amrctl.encoders.frozen import require
-from amrctl.encoders.weights import weight_files
+from amrctl.encoders.weights import local, weight_files
 from amrctl.errors import FeatureError
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -27,7 +29,7 @@ def folder_of(checkpoint: str, *, encoder: str, extra: Sequence[str] = ()) -> Pa
     downloads them (`extra`: further files, where the hub has them). Raises `FeatureError`.
     """
     require("transformers", encoder)
-    path = Path(checkpoint).expanduser()
+    path = local(checkpoint)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FeatureError(f"{encoder}: {path} has no config.json; name a folder in the Hub's layout")
@@ -38,31 +40,68 @@ def folder_of(checkpoint: str, *, encoder: str, extra: Sequence[str] = ()) -> Pa
         raise FeatureError(f"{encoder}: {path} is a file; {layout}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", checkpoint):
         raise FeatureError(f"{encoder}: there is no folder {path}; {layout}")
+    try:
+        return fetched(checkpoint, ("config.json",), ("model.safetensors", "pytorch_model.bin"), extra=extra)
+    except FeatureError as error:
+        raise FeatureError(
+            f"{encoder}: there is no folder {checkpoint}, and {error}; download the weights elsewhere and "
+            f"{layout}"
+        ) from None
+
+
+def name_of(checkpoint: str) -> str:
+    """What a feature file calls weights: the name of their file or folder, wherever it lies, or the Hub's."""
+    path = local(checkpoint)
+    return path.resolve().name if path.exists() else checkpoint
+
+
+def fetched(hub: str, *needed: Sequence[str], extra: Sequence[str] = ()) -> Path:
+    """The local folder with files of the hub name `hub`, which transformers has or downloads.
+
+    Of each of `needed` the first that is there; of `extra` what is there. Where the Hub does not answer
+    at the first try, only what was downloaded before counts. Raises `FeatureError`.
+    """
+    from huggingface_hub import constants
     from transformers.utils.hub import cached_file
 
+    offline = constants.HF_HUB_OFFLINE or not _answers()
     lenient = {
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
+        "local_files_only": offline,
     }
-    with _quietly():
-        try:
-            config = cached_file(checkpoint, "config.json")
-            weights: str | None = None
-            for name in ("model.safetensors", "pytorch_model.bin"):
-                weights = weights or cached_file(
-                    checkpoint, name, _raise_exceptions_for_missing_entries=False
-                )
-            for name in extra:
-                cached_file(checkpoint, name, **lenient)
-        except (OSError, ValueError) as error:
-            reason = textwrap.shorten(str(error), 100, placeholder="...").rstrip(".")
-            raise FeatureError(
-                f"{encoder}: there is no folder {checkpoint}, nor can the hub's files of that name be had "
-                f"({reason}); download them elsewhere and {layout}"
-            ) from None
-    if config is None or weights is None:
-        raise FeatureError(f"{encoder}: the hub's {checkpoint} has no config.json or no weights; {layout}")
-    return Path(config).parent
+    folder = Path()
+    with quietly():
+        for names in needed:
+            found = None
+            try:
+                for name in names:
+                    found = found or cached_file(hub, name, **lenient)
+            except (OSError, ValueError) as error:  # no such name, no leave to read it
+                raise FeatureError(f"the Hub does not give {hub} ({short(error, 100)})") from None
+            if found is None:
+                if offline:
+                    why = f"the Hub does not answer ({hub}/{names[0]} was not downloaded before)"
+                else:
+                    why = f"the Hub does not give {hub}/{names[0]}"
+                raise FeatureError(why)
+            folder = Path(found).parent
+        for name in extra:
+            with contextlib.suppress(OSError, ValueError):
+                cached_file(hub, name, **lenient)
+    return folder
+
+
+@functools.cache
+def _answers() -> bool:
+    """Whether the Hub can be reached: asked once, since its client asks six times, and for each file."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # each way of having no network has a kind of its own
+        return False
+    return True
 
 
 def read_config(folder: Path, *, encoder: str, **expected: Any) -> dict[str, Any]:
@@ -91,7 +130,7 @@ def load_network(model: Any, folder: Path, *, encoder: str, unused: str = r"(?!)
     """
     import torch
 
-    with _quietly():
+    with quietly():
         try:
             network, told = model.from_pretrained(
                 str(folder),
@@ -102,8 +141,7 @@ def load_network(model: Any, folder: Path, *, encoder: str, unused: str = r"(?!)
                 **options,
             )
         except Exception as error:  # transformers, torch and safetensors each raise their own
-            reason = textwrap.shorten(str(error), 160, placeholder="...")
-            raise FeatureError(f"{encoder}: {folder} cannot be loaded ({reason})") from None
+            raise FeatureError(f"{encoder}: {folder} cannot be loaded ({short(error)})") from None
     parts = {name for name, _ in network.named_children()}
     prefix = f"{network.base_model_prefix}."
     extra = [
@@ -118,50 +156,32 @@ def load_network(model: Any, folder: Path, *, encoder: str, unused: str = r"(?!)
         for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
         if keys
     ]
-    faults += [textwrap.shorten(str(fault), 160, placeholder="...") for fault in told.get("error_msgs") or ()]
+    faults += [short(fault) for fault in told.get("error_msgs") or ()]
     if faults:
         raise FeatureError(f"{encoder}: {folder} does not hold its weights; {'; '.join(faults)}")
     return network
 
 
-def load_tokenizer(folder: Path, *, encoder: str, words: int) -> Any:
-    """The byte-level tokenizer of `folder`, which knows `words` tokens.
-
-    Raises `FeatureError` that says which files it needs: without them transformers would make one
-    that knows no word.
-    """
-    from transformers import AutoTokenizer
-
-    needs = "tokenizer.json, or vocab.json and merges.txt"
-    files = [(folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-    if not files[0] and not (files[1] and files[2]):
-        raise FeatureError(f"{encoder}: {folder} lacks the tokenizer's files; put {needs} there")
-    with _quietly():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise many kinds
-            reason = textwrap.shorten(str(error), 160, placeholder="...")
-            raise FeatureError(f"{encoder}: the tokenizer in {folder} cannot be read ({reason})") from None
-    if len(tokenizer) != words:
-        raise FeatureError(
-            f"{encoder}: the tokenizer in {folder} knows {len(tokenizer):,} tokens, the network {words:,}; "
-            f"put the {needs} there that belong to the weights"
-        )
-    return tokenizer
-
-
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' warnings and bars: what matters of them is an error here."""
+def quietly() -> Iterator[None]:
+    """Without what transformers and the Hub's client print: what matters of it is an error here."""
     from transformers.utils import logging as untyped
 
-    logging: Any = untyped
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs: Any = untyped
+    client = logging.getLogger("huggingface_hub")
+    level, bars, clients = theirs.get_verbosity(), theirs.is_progress_bar_enabled(), client.level
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    client.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
+        client.setLevel(clients)
+
+
+def short(error: object, width: int = 160) -> str:
+    """What an error says, in one line that is not long."""
+    return textwrap.shorten(str(error), width, placeholder="...").rstrip(".") or type(error).__name__

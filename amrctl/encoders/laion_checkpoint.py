@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amrctl.encoders.htsat import Table, compare_positions, computed, htsat_table, unused
-from amrctl.encoders.hub import TOKENIZER, folder_of, read_config
-from amrctl.encoders.weights import place, read_tensors, sha256_of, weight_files
+from amrctl.encoders.hub import TOKENIZER, folder_of, name_of, read_config
+from amrctl.encoders.weights import local, place, read_tensors, sha256_of, weight_files
 from amrctl.errors import FeatureError
 
 if TYPE_CHECKING:
@@ -76,15 +76,13 @@ class Official:
 
 def read_official(checkpoint: str, encoder: str) -> Official:
     """Read what `checkpoint` names. Raises `FeatureError`: nothing there, files or tensors at fault."""
-    path = Path(checkpoint)
+    path = local(checkpoint)
     if path.is_file() or path.suffix in FILES:
         model, front = _from_file(path)
         return Official(model, front, path.parent, path.name, sha256_of(path))
     folder = folder_of(checkpoint, encoder=encoder, extra=(PREPROCESSOR, *TOKENIZER))
     model, front = _from_folder(folder, encoder)
-    # Where a folder lies is no matter of its weights; the Hub's name is.
-    name = path.resolve().name if folder == path.expanduser() else checkpoint
-    return Official(model, front, folder, name, sha256_of(folder))
+    return Official(model, front, folder, name_of(checkpoint), sha256_of(folder))
 
 
 def _from_folder(folder: Path, encoder: str) -> tuple[Any, Front]:

@@ -18,7 +18,7 @@ samples to 16 bits first; transformers does not, nor does this.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HUB = "laion/clap-htsat-unfused"
-WEIGHTS = f"https://huggingface.co/{HUB} (or larger_clap_general, ...)"
+WEIGHTS = f"https://huggingface.co/{HUB} or laion/larger_clap_general, ..."
 LICENCE = "Apache-2.0 (Hub); original code CC0-1.0"
 
 
@@ -86,7 +86,13 @@ class _LaionClap(FrozenAudio):
     def __init__(self, config: LaionClapConfig) -> None:
         require("transformers", self.name)
         official = read_official(config.checkpoint, self.name)
-        self.front, model = official.front, official.model
+        self.space = f"laion-clap:{official.sha256[:16]}" if self.projected else None
+        network = self.listen(official.model, official.front)
+        super().__init__(config, network, sha256=official.sha256, checkpoint=official.name)
+
+    def listen(self, model: Any, front: Front) -> Any:
+        """Take from `model`, a `ClapModel`, what sound does not need, and give it the filters of `front`."""
+        self.front = front
         # The crops of a fused model's long recordings were cut from spectra under other filters.
         slaney = self.front.truncation == "rand_trunc"
         bank = mel_bank(
@@ -103,10 +109,9 @@ class _LaionClap(FrozenAudio):
         del model.text_model, model.text_projection
         self.sample_rate = self.front.sampling_rate
         self.dim = model.projection_dim if self.projected else model.config.audio_config.hidden_size
-        self.space = f"laion-clap:{official.sha256[:16]}" if self.projected else None
         if not self.projected:
             del model.audio_projection
-        super().__init__(config, model, sha256=official.sha256, checkpoint=official.name)
+        return model
 
     def front_end(self, samples: Tensor) -> Tensor:
         """`(n, window samples)` to decibels `(n, 1, frames, bands)`, or `(n, 4, ...)`: see `thirds`."""

@@ -16,7 +16,7 @@ from amrctl.encoders.base import TEXT, Card, Sentence
 from amrctl.encoders.frozen import FrozenText, require
 from amrctl.encoders.laion_checkpoint import read_official
 from amrctl.encoders.laion_clap import LICENCE, WEIGHTS, LaionClapConfig
-from amrctl.encoders.vocabulary import load_tokenizer
+from amrctl.encoders.vocabulary import BYTE_LEVEL, load_tokenizer
 from amrctl.errors import FeatureError
 from amrctl.registry import component
 
@@ -29,9 +29,8 @@ def roberta_tokenizer(beside: Path, ids: list[int]) -> Any:
 
     `ids`: of `ENDS` in the network. Raises `FeatureError`: there is none, or one of another network.
     """
-    found = load_tokenizer(
-        "RobertaTokenizer", beside, "roberta-base", "FacebookAI/roberta-base", ("vocab.json", "merges.txt")
-    )
+    places = [beside, beside / "roberta-base"]
+    found = load_tokenizer("RobertaTokenizer", places, BYTE_LEVEL, hub="FacebookAI/roberta-base")
     given = found.convert_tokens_to_ids(list(ENDS))
     if given != ids:
         raise FeatureError(

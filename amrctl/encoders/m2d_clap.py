@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio, require
-from amrctl.encoders.weights import place, read_tensors, sha256_of
+from amrctl.encoders.weights import local, place, read_tensors, sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
 
@@ -31,17 +31,18 @@ USED = frozenset({"cls_token", "pos_embed", "patch_embed", "blocks", "norm", "no
 # bands x spectra of a patch and columns of positions, to the spectra that the network takes at once
 INPUTS = {((16, 16), 62): 1001, ((80, 2), 500): 1001, ((16, 16), 38): 608}
 WEIGHTS = (
-    "github.com/nttcslab/m2d, release v0.5.0: m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025.zip, "
-    "the file checkpoint-30.pth in it"
+    "https://github.com/nttcslab/m2d, release v0.5.0, checkpoint-30.pth in "
+    "m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025.zip"
 )
 LICENCE = "NTT evaluation licence (not commercial, not to be passed on)"
 
 
 def read_audio_network(path: Path, *, pad: bool, size: VitSize | None = None) -> M2dAudio:
     """The audio side of an official checkpoint of 2025 or 2024. Raises `FeatureError` naming the key."""
+    tensors = read_tensors(path, "model")
+
     from amrctl.encoders.networks.m2d import M2dAudio
 
-    tensors = read_tensors(path, "model")
     root = BACKBONE if any(key.startswith(BACKBONE) for key in tensors) else ""
     # What is neither there nor forbidden is missed under its official name by `place`.
     old = f"{root}audio_proj.0.weight" in tensors or (not root and "audio_proj.sem_token" not in tensors)
@@ -100,7 +101,7 @@ class M2dClap(FrozenAudio):
 
     def __init__(self, config: EncoderConfig) -> None:
         require("transformers", self.name)
-        path = Path(config.checkpoint or "").expanduser()  # no shell does it after a colon
+        path = local(config.checkpoint)
         network = read_audio_network(path, pad=self.pad, size=self.size)
         sha256 = sha256_of(path)
         super().__init__(config, network, sha256=sha256, checkpoint=path.name)

@@ -16,7 +16,7 @@ from amrctl.encoders.base import TEXT, Card, EncoderConfig, Rows, Sentence
 from amrctl.encoders.frozen import FrozenText, require
 from amrctl.encoders.m2d_clap import DIM, LICENCE, WEIGHTS
 from amrctl.encoders.vocabulary import load_tokenizer
-from amrctl.encoders.weights import place, read_tensors, sha256_of
+from amrctl.encoders.weights import local, place, read_tensors, sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
 
@@ -30,11 +30,11 @@ HUB = "google-bert/bert-base-uncased"  # whose tokenizer it is
 
 def read_text_network(path: Path, shape: Mapping[str, int]) -> BertModel:
     """The BERT of an official checkpoint of 2025; `shape` changes its size. Raises `FeatureError`."""
-    from transformers import BertConfig, BertModel
-
     tensors = read_tensors(path, "model")
     if not any(key.startswith(ROOT) for key in tensors):
         raise FeatureError(f"{path}: holds no text encoder (no key begins with '{ROOT}'); the 2025 files do")
+    from transformers import BertConfig, BertModel
+
     sizes: Any = shape  # transformers' types do not see which of its options these are
     network = BertModel(BertConfig(**sizes))
     place(
@@ -52,7 +52,8 @@ def read_tokenizer(beside: Path, vocabulary: int) -> Any:
 
     Raises `FeatureError`: there is none, or one of another network.
     """
-    found = load_tokenizer("BertTokenizer", beside, HUB.rpartition("/")[2], HUB, ("vocab.txt",))
+    places = [beside, beside / HUB.rpartition("/")[2]]
+    found = load_tokenizer("BertTokenizer", places, ["vocab.txt"], hub=HUB)
     ids = found("A B")["input_ids"]
     if len(found) != vocabulary or (ids[0], ids[-1]) != (found.cls_token_id, found.sep_token_id):
         raise FeatureError(
@@ -73,7 +74,7 @@ class M2dClapText(FrozenText):
 
     def __init__(self, config: EncoderConfig) -> None:
         require("transformers", self.name)
-        path = Path(config.checkpoint or "").expanduser()  # no shell does it after a colon
+        path = local(config.checkpoint)
         network = read_text_network(path, self.shape)
         super().__init__(config, network, sha256=sha256_of(path), checkpoint=path.name)
         self._tokenizer: Any = read_tokenizer(path.parent, network.config.vocab_size)

@@ -29,7 +29,7 @@ from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio, require
 from amrctl.encoders.htsat import Table, compare_positions, computed, htsat_table, unused
 from amrctl.encoders.mel import decibels, hann, mel_power
-from amrctl.encoders.weights import place, read_tensors, sha256_of
+from amrctl.encoders.weights import local, place, read_tensors, sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
 
@@ -42,7 +42,7 @@ CROP, STEP = 689, 344  # spectra of a piece, and from piece to piece, of a longe
 KERNELS = 1e-3  # how far the file's transform may lie from a Hann window's, largest value 1
 
 HTSAT = "audio_encoder.base.htsat."
-WEIGHTS = "https://huggingface.co/microsoft/msclap: CLAP_weights_2023.pth"
+WEIGHTS = "https://huggingface.co/microsoft/msclap, CLAP_weights_2023.pth"
 LICENCE = "code MIT; the Hub tags the weights ms-pl"
 
 
@@ -107,26 +107,20 @@ def known(sizes: Sizes) -> Callable[[str], bool]:
 
 def read_official(checkpoint: str) -> tuple[Path, dict[str, Tensor]]:
     """The file that `checkpoint` names, and its tensors. Raises `FeatureError`."""
-    path = Path(checkpoint)
+    path = local(checkpoint)
     return path, read_tensors(path, "model")
 
 
-def audio_network(sizes: Sizes, tensors: Mapping[str, Tensor], where: str) -> nn.Module:
-    """`clap`, a `ClapAudioModel`, and `front.bank`, the file's mel filters, all filled from `tensors`.
-
-    Raises `FeatureError` naming the official key that is missing, unknown, misshapen or not what the
-    front end computes.
-    """
+def bare_network(sizes: Sizes) -> nn.Module:
+    """`clap`, a `ClapAudioModel` as it begins, and `front`: `bank`, zeros for mel filters, and `window`."""
     import torch
     from torch import nn
     from transformers import ClapAudioConfig, ClapAudioModel
 
-    front, network = nn.Module(), nn.Module()
-    front.register_buffer("bank", torch.zeros(FFT // 2 + 1, BANDS))
-    front.register_buffer("window", hann(FFT))
-    for part in ("real", "imag"):
-        front.register_buffer(part, torch.zeros(FFT // 2 + 1, 1, FFT))
-    network.front = front
+    network = nn.Module()
+    network.front = nn.Module()
+    network.front.register_buffer("bank", torch.zeros(FFT // 2 + 1, BANDS))
+    network.front.register_buffer("window", hann(FFT))
     network.clap = ClapAudioModel(
         ClapAudioConfig(
             patch_embeds_hidden_size=sizes.embed,
@@ -135,6 +129,21 @@ def audio_network(sizes: Sizes, tensors: Mapping[str, Tensor], where: str) -> nn
             num_attention_heads=list(sizes.heads),
         )
     )
+    return network
+
+
+def audio_network(sizes: Sizes, tensors: Mapping[str, Tensor], where: str) -> nn.Module:
+    """`bare_network` with its parameters and `front.bank`, the file's mel filters, filled from `tensors`.
+
+    Raises `FeatureError` naming the official key that is missing, unknown, misshapen or not what the
+    front end computes.
+    """
+    import torch
+
+    network = bare_network(sizes)
+    front = network.get_submodule("front")
+    for part in ("real", "imag"):
+        front.register_buffer(part, torch.zeros(FFT // 2 + 1, 1, FFT))
     place(
         network,
         tensors,

@@ -29,7 +29,7 @@ from amrctl.encoders.ms_clap import (
     read_official,
     text_table,
 )
-from amrctl.encoders.vocabulary import load_tokenizer
+from amrctl.encoders.vocabulary import BYTE_LEVEL, load_tokenizer
 from amrctl.encoders.weights import place, sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
@@ -75,7 +75,7 @@ def gpt2_tokenizer(beside: Path, vocabulary: int) -> Any:
     Raises `FeatureError`: there is none, or one of another network.
     """
     found = load_tokenizer(
-        "GPT2Tokenizer", beside, "gpt2", "openai-community/gpt2", ("vocab.json", "merges.txt")
+        "GPT2Tokenizer", [beside, beside / "gpt2"], BYTE_LEVEL, hub="openai-community/gpt2"
     )
     ids = found.convert_tokens_to_ids([PAD, END])
     if ids != [0, vocabulary - 1]:

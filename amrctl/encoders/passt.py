@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio, require
-from amrctl.encoders.weights import place, read_tensors, sha256_of
+from amrctl.encoders.weights import local, place, read_tensors, sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
 
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 DIM, RATE = 768, 32_000
 STRIDES = {12: 10, 10: 12, 9: 14, 8: 16}  # rows of patches on 128 bands, to the stride between them
-WEIGHTS = "github.com/kkoutini/PaSST, releases: passt-s-f128-p16-s16-ap.468.pt (v0.0.2-audioset) or another"
+WEIGHTS = (
+    "https://github.com/kkoutini/PaSST, release v0.0.2-audioset, passt-s-f128-p16-s16-ap.468.pt, or another"
+)
 
 
 def read_passt(path: Path, *, size: VitSize | None = None) -> PasstNetwork:
     """The network of an official file, of any stride and length. Raises `FeatureError` naming the key."""
+    tensors = read_tensors(path, "state_dict", "model")
+
     from amrctl.encoders.networks.passt import PasstNetwork
 
-    tensors = read_tensors(path, "state_dict", "model")
     rows, columns = tensors.get("freq_new_pos_embed"), tensors.get("time_new_pos_embed")
     stride = 10
     if rows is not None and rows.ndim == 4:
@@ -67,7 +70,7 @@ class Passt(FrozenAudio):
 
     def __init__(self, config: EncoderConfig) -> None:
         require("transformers", self.name)
-        path = Path(config.checkpoint or "").expanduser()  # no shell does it after a colon
+        path = local(config.checkpoint)
         network = read_passt(path, size=self.size)
         super().__init__(config, network, sha256=sha256_of(path), checkpoint=path.name)
 

@@ -18,13 +18,15 @@ import numpy as np
 
 from amrctl.encoders.base import TEXT, Card, EncoderConfig, Sentence
 from amrctl.encoders.frozen import FrozenText
-from amrctl.encoders.hub import TOKENIZER, folder_of, load_network, load_tokenizer, read_config
+from amrctl.encoders.hub import TOKENIZER, folder_of, load_network, name_of, read_config
+from amrctl.encoders.vocabulary import BYTE_LEVEL, JOINT, load_tokenizer
 from amrctl.encoders.weights import sha256_of
+from amrctl.errors import FeatureError
 from amrctl.registry import component
 
 
 def _card(dim: int, name: str) -> Card:
-    return Card(dim, None, f"Hub: FacebookAI/{name}", "MIT", ("transformers",))
+    return Card(dim, None, f"https://huggingface.co/FacebookAI/{name}", "MIT", ("transformers",))
 
 
 class BaseConfig(EncoderConfig):
@@ -46,7 +48,13 @@ class _Roberta(FrozenText):
         told = read_config(folder, encoder=self.name, model_type="roberta", hidden_size=self.dim)
         from transformers import RobertaModel
 
-        self._tokenizer = load_tokenizer(folder, encoder=self.name, words=told.get("vocab_size", 50_265))
+        self._tokenizer = load_tokenizer("RobertaTokenizer", [folder], BYTE_LEVEL)
+        words = told.get("vocab_size", 50_265)
+        if len(self._tokenizer) != words:
+            raise FeatureError(
+                f"the tokenizer in {folder} knows {len(self._tokenizer):,} tokens, the network "
+                f"{words:,}; put the {JOINT}, or {' and '.join(BYTE_LEVEL)}, there that belong to the weights"
+            )
         network = load_network(
             RobertaModel,
             folder,
@@ -56,7 +64,7 @@ class _Roberta(FrozenText):
         )
         # Positions begin after the number of the padding token.
         self._longest = network.config.max_position_embeddings - network.config.pad_token_id - 1
-        super().__init__(config, network, sha256=sha256_of(folder), checkpoint=config.checkpoint)
+        super().__init__(config, network, sha256=sha256_of(folder), checkpoint=name_of(config.checkpoint))
 
     def forward(self, sentences: Sequence[str]) -> list[Sentence]:
         """Token rows `(L, dim)` and their mean `(dim,)` of each sentence."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio
-from amrctl.encoders.hub import folder_of, load_network, read_config
+from amrctl.encoders.hub import folder_of, load_network, name_of, read_config
 from amrctl.encoders.weights import sha256_of
 from amrctl.errors import FeatureError
 from amrctl.registry import component
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 FIELD = 400  # samples that the convolutions need for one frame
-_LICENCE = "unclear: MIT (unilm) or CC BY-SA 3.0 (UniSpeech, to which the model card points)"
+_LICENCE = "unclear: MIT or CC BY-SA 3.0, see docs/encoders/wavlm.md"
 
 
 def _card(dim: int, name: str) -> Card:
-    return Card(dim, RATE, f"Hub: microsoft/{name}", _LICENCE, ("transformers",))
+    return Card(dim, RATE, f"https://huggingface.co/microsoft/{name}", _LICENCE, ("transformers",))
 
 
 class BaseConfig(EncoderConfig):
@@ -74,7 +74,7 @@ class _WavLM(FrozenAudio):
 
         # The mask vector stands for frames that training hides.
         network = load_network(WavLMModel, folder, encoder=self.name, unused=r"^(wavlm\.)?masked_spec_embed$")
-        super().__init__(config, network, sha256=sha256_of(folder), checkpoint=config.checkpoint)
+        super().__init__(config, network, sha256=sha256_of(folder), checkpoint=name_of(config.checkpoint))
 
     def front_end(self, samples: Tensor) -> Tensor:
         """Mean 0 and variance 1 for the large network; base and base-plus get what was heard."""

@@ -26,6 +26,11 @@ WEIGHT_FILES = (
 )
 
 
+def local(checkpoint: str | None) -> Path:
+    """The path that the part of a spelling after the colon is; no shell expands `~` there."""
+    return Path(checkpoint or "").expanduser()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files with weights of a folder in the Hub's layout, sorted. Raises `FeatureError`: none."""
     for pattern in WEIGHT_FILES:
@@ -57,12 +62,12 @@ def read_tensors(path: Path, *unwrap: str) -> dict[str, Tensor]:
 
     Raises `FeatureError` naming file and reason.
     """
-    import torch
-
     if path.is_dir():
         raise FeatureError(f"{path} is a folder; name the file with the weights")
     if not path.is_file():
         raise FeatureError(f"{path}: no such file with weights")
+    import torch
+
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -90,8 +95,8 @@ def _reason(error: Exception) -> str:
     told = next(
         (line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else ""
     )
-    if not told:
-        return type(error).__name__
+    if " " not in told:  # the number of a byte that is none of its commands, or nothing
+        return "neither torch nor safetensors wrote it, or it is cut off"
     return told.removeprefix("WeightsUnpickler error: ")[:160].rstrip(". ")
 
 

@@ -22,6 +22,7 @@ from amrctl.data.batch import Batch, Teacher
 from amrctl.losses.base import TermConfig, need
 from amrctl.losses.matching import assign
 from amrctl.model.layers.spans import giou, to_start_end
+from amrctl.model.layers.windows import margin
 from amrctl.model.types import Matches, Output
 from amrctl.registry import component
 
@@ -82,9 +83,8 @@ class TeacherScore:
         row, query, window = match_teacher(_spans(output), teacher)
         if not len(row):
             return logits.sum() * 0.0
-        chosen = logits[row, query]
-        margin = chosen[:, 0] - chosen[:, 1] if chosen.shape[1] > 1 else chosen[:, 0]
-        return functional.binary_cross_entropy_with_logits(margin, teacher.scores[row, window])
+        towards = margin(logits[row, query])
+        return functional.binary_cross_entropy_with_logits(towards, teacher.scores[row, window])
 
 
 @torch.no_grad()

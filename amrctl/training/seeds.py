@@ -12,7 +12,7 @@ from typing import Any
 
 from amrctl.errors import CheckpointError, OutputError
 from amrctl.progress import SILENT, Reporter
-from amrctl.run_folder import SEEDS, RunFolder, seed_folder, write_seeds
+from amrctl.run_folder import SEEDS, RunFolder, read_seeds, seed_folder, write_seeds
 from amrctl.training import run, state
 from amrctl.training.loop import Outcome, train
 from amrctl.training.run import Request
@@ -85,6 +85,8 @@ def train_seeds(
             report.note(f"{folders[seed].path}: finished before (epoch {found.epoch}); nothing to do")
             outcomes[seed] = Outcome(folders[seed], seed, found.best, found.epoch, found.epoch)
     missing = [seed for seed in seeds if seed not in outcomes]
+    if several and not missing and set(seeds) - set((read_seeds(out) or {"done": ()})["done"]):
+        write_seeds(out, seeds, outcomes, {})  # killed after the last seed's end, before it was listed
     if missing:
         job = run.load(request, made_of, report)
         # a recipe that cannot be built and weights that do not fit are the input's fault, not a seed's

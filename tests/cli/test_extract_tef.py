@@ -185,8 +185,10 @@ def test_the_list_needs_no_torch(work: Path) -> None:
 def test_the_list_names_every_encoder_and_its_weights(cli: Cli, work: Path) -> None:
     result = cli("extract-tef", "--list")
     assert result.code == 0, result.err
-    for words in ("logmel", "roberta-large", "weights: Hub: microsoft/wavlm-base-plus", "licence: unclear: "):
+    for words in ("logmel", "roberta-large", "co/microsoft/wavlm-base-plus\n", "licence: unclear: "):
         assert words in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert result.out.count("checkpoint-30.pth") == 1  # four encoders, told once
 
 
 def network(folder: Path, seed: int) -> Path:

@@ -116,10 +116,10 @@ def test_a_failed_seed_does_not_lose_the_others(
 ) -> None:
     original = loop._Run._step
 
-    def failing(self: loop._Run, batch: Any, where: str) -> Any:
+    def failing(self: loop._Run, batch: Any, where: str, watch: Any) -> Any:
         if self.seed == 1 and where.startswith("epoch 2"):
             raise loop.DivergedError(f"{where}: the loss term 'span' is nan")
-        return original(self, batch, where)
+        return original(self, batch, where, watch)
 
     monkeypatch.setattr(loop._Run, "_step", failing)
     runs = tmp_path / "runs"

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from amrctl.data import extract_jobs as module
 from amrctl.data.audio import load_mono
 from amrctl.data.extract import Extracted, Stored, extract, import_streams
+from amrctl.data.feature_writer import FeatureWriter, StreamSpec
 from amrctl.data.features import FeatureFile
 from amrctl.data.framing import encode_file, frame_count
 from amrctl.data.hearing import hear
 from amrctl.data.manifest import Manifest, Query
+from amrctl.data.tef import tef_2d
 from amrctl.encoders.base import AudioEncoder, Rows, load_audio_encoder, load_text_encoder
 from amrctl.errors import AmrctlError, AudioError, FeatureError, ManifestError, OutputError
 from amrctl.progress import Reporter
@@ -359,3 +361,25 @@ def test_import_twice_says_so(tmp_path: Path, folder: Path) -> None:
     with FeatureFile(out) as file:
         assert file.resolve("audio", "auto").dtype == "float64"
         np.testing.assert_array_equal(file.load("tef", "2d").get("b"), [[0, 0.5], [0.5, 1]])
+
+
+def test_streams_of_other_lengths_have_endpoint_features_of_their_own(tmp_path: Path) -> None:
+    """A centred grid has a frame more than a plain one."""
+    out = tmp_path / "f.h5"
+
+    def write(overwrite: bool, **frames: int) -> dict[str, tuple[int, str]]:
+        writer = FeatureWriter(out, frames, overwrite, [("audio", name) for name in frames])
+        for name, count in frames.items():
+            writer.put("audio", name, "a", np.ones((count, 3), np.float32))
+        writer.finish([StreamSpec("audio", name, ["a"], {"hop": 1.0}) for name in frames], {"2d": tef_2d})
+        with FeatureFile(out) as file:
+            for name in file.streams("tef"):
+                ends = file.load("tef", name).get("a")
+                np.testing.assert_array_equal(ends, tef_2d(len(ends)))
+            return {
+                name: (sum(file.lengths("tef", name).values()), info.attrs["of"])
+                for name, info in file.streams("tef").items()
+            }
+
+    assert write(False, centred=61, plain=60, also=60) == {"2d": (61, "centred"), "2d-also": (60, "also")}
+    assert write(True, also=61) == {"2d": (61, "centred"), "2d-plain": (60, "plain")}

@@ -30,13 +30,13 @@ def test_an_encoder_with_weights_is_spelled_with_its_file(monkeypatch: pytest.Mo
     built: object = load_audio_encoder("amrctl:runs/a:b.safetensors")
     assert built == "runs/a:b.safetensors"
     for spec, wanted in (
-        ("amrctl", "amrctl:CHECKPOINT"),
-        ("amrctl:", "amrctl:CHECKPOINT"),
-        ("logmel:x", "logmel"),
+        ("amrctl", "amrctl needs weights; write it as amrctl:CHECKPOINT (extract-tef --list"),
+        ("amrctl:", "amrctl needs weights; write it as amrctl:CHECKPOINT (extract-tef --list"),
+        ("logmel:x", "logmel has no weights; write it as logmel"),
     ):
         with pytest.raises(FeatureError) as caught:
             load_audio_encoder(spec)
-        assert str(caught.value) == f"--audio-encoder {spec}: write it as {wanted}"
+        assert str(caught.value).startswith(f"--audio-encoder {spec}: {wanted}")
 
 
 class WithDefault(EncoderConfig):
@@ -68,7 +68,9 @@ def test_weights_may_be_left_out_where_there_are_official_ones(monkeypatch: pyte
     assert (config.precision, config.device, config.batch) == ("bf16", "auto", None)
     other: Any = load_audio_encoder("made:C:/x")
     assert other.config.checkpoint == "C:/x"
-    with pytest.raises(FeatureError, match="--audio-encoder made:: write it as made:CHECKPOINT"):
+    with pytest.raises(
+        FeatureError, match="--audio-encoder made:: made needs weights; write it as made:CHECKPOINT"
+    ):
         load_audio_encoder("made:")
 
 

@@ -173,11 +173,11 @@ def test_without_a_tokenizer_the_files_and_their_place_are_named(
 ) -> None:
     path, _ = checkpoint(tmp_path)
 
-    def offline(name: str, file: str) -> str:
-        assert name == "google-bert/bert-base-uncased"
-        raise OSError(f"cannot reach the hub for {file}")
+    def absent(name: str, file: str, **_: object) -> None:
+        assert (name, file) == ("google-bert/bert-base-uncased", "tokenizer.json")
 
-    monkeypatch.setattr("transformers.utils.hub.cached_file", offline)
+    monkeypatch.setattr("transformers.utils.hub.cached_file", absent)
+    monkeypatch.setattr("amrctl.encoders.hub._answers", lambda: True)
     with pytest.raises(FeatureError) as caught:
         loaded("m2d-clap", path)
     for said in ("tokenizer.json", "vocab.txt", str(tmp_path / "bert-base-uncased"), "google-bert"):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForCTC, WavLMModel
 
+from amrctl.encoders import hub
 from amrctl.encoders.base import AudioEncoder, Rows, load_audio_encoder
 from amrctl.encoders.frozen import FrozenAudio
 from amrctl.errors import FeatureError
@@ -68,7 +69,7 @@ def test_rows_are_the_mean_over_frames_of_the_last_hidden_state(made: tuple[str,
     attributes = encoder.attributes()
     assert attributes["parameters"] == sum(p.numel() for p in network.parameters())
     assert len(attributes["checkpoint_sha256"]) == 64
-    assert (attributes["precision"], attributes["checkpoint"]) == ("fp32", str(folder))
+    assert (attributes["precision"], attributes["checkpoint"]) == ("fp32", folder.name)
 
 
 def test_only_the_large_network_hears_no_gain(made: tuple[str, Path]) -> None:
@@ -190,18 +191,47 @@ def test_a_folder_of_another_kind_is_told(made: tuple[str, Path], tmp_path: Path
 def test_names_that_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def offline(name: str, file: str, **_: object) -> None:
+    def refuse(name: str, file: str, **_: object) -> None:
         asked.append((name, file))
-        raise OSError("We couldn't connect.\nCheck your connection.")
+        raise OSError("We have no such thing.\nAsk elsewhere.")
 
-    monkeypatch.setattr("transformers.utils.hub.cached_file", offline)
-    with pytest.raises(
-        FeatureError, match=r"the hub's files of that name .*\(We couldn't connect\. Check"
-    ) as caught:
+    monkeypatch.setattr("transformers.utils.hub.cached_file", refuse)
+    monkeypatch.setattr(hub, "_answers", lambda: True)
+    with pytest.raises(FeatureError, match=r"not give microsoft/wavlm-large \(We have no such") as caught:
         load_audio_encoder("wavlm-large")
     assert "\n" not in str(caught.value)
     assert asked == [("microsoft/wavlm-large", "config.json")]
     for spec, said in (("wavlm-base:../gone", "there is no folder"), (f"wavlm-base:{__file__}", "is a file")):
         with pytest.raises(FeatureError, match=said):
             load_audio_encoder(spec)
+    assert len(asked) == 1
+
+
+def test_a_hub_out_of_reach_is_asked_once(
+    made: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is quick and says so; what was downloaded before is still found."""
+    asked: list[str] = []
+
+    class Session:
+        def head(self, url: str, **_: object) -> None:
+            asked.append(url)
+            raise OSError("no such host")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub._answers.cache_clear()
+    try:
+        for _ in range(2):
+            with pytest.raises(FeatureError, match=r"not answer \(microsoft/wavlm-base/config\.json was not"):
+                load_audio_encoder("wavlm-base")
+        name, folder = made
+        kept = tmp_path / f"models--microsoft--{name}"
+        shutil.copytree(folder, kept / "snapshots" / "1")
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text("1")
+        assert load_audio_encoder(name).attributes()["checkpoint"] == f"microsoft/{name}"
+    finally:
+        hub._answers.cache_clear()
     assert len(asked) == 1

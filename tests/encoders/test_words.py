@@ -152,7 +152,10 @@ def test_wrong_names() -> None:
     for spec, answer in (
         ("wrods", "no text encoder is called 'wrods'; did you mean 'words'?"),
         ("logmel", "no text encoder is called 'logmel'"),
-        ("words:x.safetensors", "--text-encoder words:x.safetensors: write it as words"),
+        (
+            "words:x.safetensors",
+            "--text-encoder words:x.safetensors: words has no weights; write it as words",
+        ),
     ):
         with pytest.raises(FeatureError) as caught:
             load_text_encoder(spec)

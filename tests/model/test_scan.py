@@ -20,6 +20,7 @@ from amrctl.model.layers import scan as package
 from amrctl.model.layers.scan import Engine, causal_conv, cuda, plain, selective_scan
 
 NAMES = ("u", "delta", "a", "b", "c", "d", "z", "delta_bias")
+ROUNDINGS = 16 * torch.finfo(torch.float32).eps
 
 
 @pytest.fixture
@@ -81,10 +82,16 @@ def results(function: Callable[..., Tensor], given: dict[str, Tensor], kind: tor
 
 
 def assert_near(got: list[Tensor], truth: list[Tensor], rtol: float) -> None:
+    """No number of a tensor is off by more than `rtol` of that tensor's largest number.
+
+    What 16 roundings of a float32 near 1, the size of all inputs here, amount to comes on top: a tensor
+    whose terms cancel cannot be known better.
+    """
     for i, (one, other) in enumerate(zip(got, truth, strict=True)):
         assert one.shape == other.shape
         worst = float((one.double() - other).abs().max())
-        assert worst <= rtol * max(float(other.abs().max()), 0.1), f"result {i} differs by {worst}"
+        bound = rtol * float(other.abs().max()) + ROUNDINGS
+        assert worst <= bound, f"result {i} differs by {worst}, more than {bound}"
 
 
 @pytest.mark.parametrize("engine", ["cpu", "torch"])
@@ -277,13 +284,10 @@ def test_the_convolution_looks_back_only(batch: int, length: int, width: int, ta
     assert_near(results(plain.convolve, given, torch.float32), truth, 1e-5)
 
 
-def test_the_convolution_has_the_right_slope_and_takes_half_precision() -> None:
+def test_the_convolution_takes_half_precision() -> None:
     g = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(*s, generator=g, dtype=torch.float64, requires_grad=True)
-        for s in ((2, 6, 3), (3, 4), (3,))
-    )
-    assert torch.autograd.gradcheck(causal_conv, (x, weight, bias))
-    half = causal_conv(x.bfloat16(), weight.float(), bias.float())
+    x, weight, bias = (torch.randn(*s, generator=g) for s in ((2, 6, 3), (3, 4), (3,)))
+    half = causal_conv(x.bfloat16(), weight, bias)
     assert half.dtype == torch.bfloat16
-    assert_near([half.detach()], [causal_conv(x.bfloat16().double(), weight, bias).detach()], 2**-8)
+    exact = plain.convolve(x.bfloat16().double(), weight.double(), bias.double())
+    assert_near([half], [exact], 2**-8)

@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from amrctl.model.layers.attention import MultiheadAttention, key_mask
 from amrctl.model.layers.dropout import Dropout
+from amrctl.model.layers.pooling import masked_mean
 from amrctl.model.types import Dims, Tokens
 from amrctl.registry import ComponentConfig, component
 
@@ -71,15 +72,9 @@ class TextGuided(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         audio, text = tokens.audio, tokens.text
         seen = self.attention(audio + tokens.audio_position, text, text, key_mask(tokens.text_mask))
-        scale, offset = self.film(_pooled(text, tokens.text_mask))[:, None].chunk(2, -1)
+        scale, offset = self.film(masked_mean(text, tokens.text_mask))[:, None].chunk(2, -1)
         x = self.norm(audio + self.dropout(seen)) * (1 + scale) + offset
         # padding must not leak into its neighbours
         x = x.masked_fill(~tokens.audio_mask[..., None], 0.0)
         x = functional.gelu(self.conv(x.transpose(1, 2)).transpose(1, 2))
         return replace(tokens, audio=audio + self.dropout(self.out(x)))
-
-
-def _pooled(text: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real tokens, [B, L, H] → [B, H]."""
-    total = text.masked_fill(~mask[..., None], 0.0).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1)

@@ -24,7 +24,8 @@ def window_mean(audio: Tensor, lengths: Tensor, spans: Tensor) -> Tensor:
     n = lengths[:, None].to(torch.float32)
     start, end = (to_start_end(spans.float()).clamp(0, 1) * n[..., None]).unbind(-1)
     start = torch.minimum(start, n - 1)
-    end = torch.minimum(torch.maximum(end, start + 1), n)
+    start, end = start[..., None], end[..., None]
     t = torch.arange(audio.shape[1], device=audio.device)
-    inside = ((t >= start[..., None]) & (t < end[..., None])).to(audio.dtype)
+    # the one frame that begins within s to s + 1, and not by that sum: it can round to a frame's beginning
+    inside = (((t >= start) & (t < end)) | (t == start.ceil())).to(audio.dtype)
     return torch.matmul(inside, audio) / inside.sum(-1, keepdim=True)

@@ -62,7 +62,7 @@ def window_weights(spans: Tensor, mask: Tensor, edge: float) -> Tensor:
     return inside.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
 
-def window_mean(rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+def weighted_mean(rows: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """`rows` [B, T, H] averaged with `weights` [B, N, T] of `window_weights`; [B, N, H]."""
     # what stands on padding may be anything, and 0 times NaN is NaN
     return torch.matmul(weights, rows.to(weights.dtype).masked_fill(~mask[..., None], 0.0))

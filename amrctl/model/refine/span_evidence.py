@@ -20,7 +20,7 @@ from torch import nn
 
 from amrctl.errors import RecipeError
 from amrctl.model.layers.feedforward import MLP
-from amrctl.model.layers.windows import boundary_confidence, margin, shift, window_mean, window_weights
+from amrctl.model.layers.windows import boundary_confidence, margin, shift, weighted_mean, window_weights
 from amrctl.model.types import Decoded, Dims, Memory, Output
 from amrctl.registry import ComponentConfig, component
 
@@ -58,12 +58,12 @@ class SpanEvidence(nn.Module):
             raise RecipeError(f"model.refine: '{NAME}' corrects the decoder's own windows; put it first")
         mask, spans, logits = memory.audio_mask, output.spans[-1].float(), output.logits[-1]
         weights = window_weights(spans, mask, self.edge)
-        query, evidence = decoded.states[-1].float(), window_mean(memory.audio, weights, mask)
+        query, evidence = decoded.states[-1].float(), weighted_mean(memory.audio, weights, mask)
         numbers = (
             boundary_confidence(output.boundary, spans, mask),
             spans[..., 1],
             margin(logits.float()),
-            window_mean(output.saliency[..., None], weights, mask)[..., 0],
+            weighted_mean(output.saliency[..., None], weights, mask)[..., 0],
         )
         given = torch.cat((query, evidence, query * evidence, torch.stack(numbers, dim=-1)), dim=-1)
         of_logits, of_spans = self.mlp(given).float().chunk(2, -1)

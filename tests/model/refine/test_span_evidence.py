@@ -13,7 +13,7 @@ from torch import Tensor
 from amrctl.errors import RecipeError
 from amrctl.losses.total import Criterion
 from amrctl.model.detector import Detector, build
-from amrctl.model.layers.windows import shift, window_mean, window_weights
+from amrctl.model.layers.windows import shift, weighted_mean, window_weights
 from amrctl.model.refine.span_evidence import SpanEvidence
 from tests.small import AUDIO_DIM, TEXT_DIM, batch, recipe
 
@@ -55,7 +55,7 @@ def test_sharp_edges_give_the_mean_of_the_frames_inside() -> None:
     mask = torch.arange(10)[None] < 8
     # frames 2, 3 and 4 of eight; no length: the frame that it lies in; all
     spans = torch.tensor([[[3.5 / 8, 3 / 8], [5.4 / 8, 0.0], [0.5, 1.0]]])
-    got = window_mean(rows, window_weights(spans, mask, 0.01), mask)
+    got = weighted_mean(rows, window_weights(spans, mask, 0.01), mask)
     torch.testing.assert_close(got, torch.tensor([[[6.0, 7.0], [10.0, 11.0], [7.0, 8.0]]]))
 
 
@@ -67,7 +67,7 @@ def test_gradients_reach_the_windows_ends(edge: float) -> None:
     spans = torch.tensor([SPANS] * 3, dtype=torch.float64, requires_grad=True)
 
     def pooled(spans: Tensor) -> Tensor:
-        return window_mean(rows, window_weights(spans, MASK, edge), MASK)
+        return weighted_mean(rows, window_weights(spans, MASK, edge), MASK)
 
     assert torch.autograd.gradcheck(pooled, (spans,))
     (grad,) = torch.autograd.grad(pooled(spans).square().sum(), spans)

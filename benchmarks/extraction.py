@@ -81,13 +81,14 @@ def encode(encoder: AudioEncoder, windows: Rows, batch: int) -> None:
 
 
 _HEAR = """
-import resource, sys
+import sys
 from amrctl.data.hearing import hear
 from amrctl.encoders.base import load_audio_encoder
+from benchmarks.cases.commands import own_peak
 from pathlib import Path
 encoders = [load_audio_encoder("logmel"), load_audio_encoder("wavlm-base:" + sys.argv[2])]
 (answer,) = hear([("a", Path(sys.argv[1]))], encoders)
-print(len(answer.rows["logmel"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(len(answer.rows["logmel"]), own_peak())
 """
 
 
@@ -111,9 +112,9 @@ def memory(minutes: Sequence[float]) -> list[Row]:
             began = time.perf_counter()
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             took = time.perf_counter() - began
-            frames, most = map(int, done.stdout.split())
-            note = f"logmel and a small network, {frames:,} frames; memory of the whole process"
-            found.append(Row(f"hear {length:g} min", took, memory_mb=most / 1024, note=note))
+            frames, most = done.stdout.split()
+            note = f"logmel and a small network, {int(frames):,} frames; memory of the whole process"
+            found.append(Row(f"hear {length:g} min", took, memory_mb=float(most), note=note))
     return found
 
 

@@ -56,8 +56,10 @@ def start(
     teacher: dict[str, object] | None = None,
 ) -> None:
     """Train, print the result, and exit with code 1 when a seed failed."""
+    from amrctl.training.memory import keep_freed
     from amrctl.training.seeds import train_seeds
 
+    keep_freed()
     if seed is not None and seeds is not None:
         raise AmrctlError("--seed and --seeds: give one of them")
     numbers = parse_seeds(seeds) if seeds is not None else [seed or 0]

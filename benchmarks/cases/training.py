@@ -17,6 +17,7 @@ from amrctl.losses.total import Criterion
 from amrctl.model.detector import Detector, build
 from amrctl.recipe import Recipe
 from amrctl.training.loop import _float32
+from amrctl.training.memory import keep_freed
 from amrctl.training.precision import Resolved, autocast, cpu_has_bf16
 from benchmarks import inputs, official
 from benchmarks.measure import Work, flops, interleaved, matrix_rate, peak_mb
@@ -102,6 +103,7 @@ QUICK = Size(width=8, frames=20, batch=4, batches=2, repeat=1, length=20)
 
 def rows(quick: bool, reference: Official | None = None) -> list[Row]:
     """Seconds of one step of 32 queries (CASTELLA's lengths: per 32 queries, batch making included)."""
+    keep_freed()  # for the official code too
     size = QUICK if quick else Size()
     made = [*_full(reference, size), *_mixed(reference, size)]
     if reference is None:

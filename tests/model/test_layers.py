@@ -120,6 +120,60 @@ def test_prelu_goes_through_autocast() -> None:
 # --- attention ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 2, 40, 33), (2, 4, 100, 128)])
+@pytest.mark.parametrize("masked", ["no", "keys", "all"])
+def test_attention_weights_are_softmax_then_dropout(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, masked: str
+) -> None:
+    """The same elements go as with `drop` after the library's softmax, and the gradient is that of both."""
+    torch.manual_seed(0)
+    batch, heads, queries, keys = shape
+    spread = 2 if dtype == torch.bfloat16 else 20  # of the scores; large ones are coarse in bfloat16
+    query, key = torch.randn(batch, heads, queries, 4), spread * torch.randn(batch, heads, keys, 4)
+    value = torch.eye(keys).expand(batch, heads, keys, keys)
+    seen = torch.rand(batch, 1, 1 if masked == "keys" else queries, keys) < 0.6
+    seen[..., -1] = True
+    mask = None if masked == "no" else seen
+    weight = torch.randn(shape)
+    truth: list[Tensor] = []
+    found: list[Tensor] = []
+    for results, kind in ((truth, torch.float64), (found, dtype)):
+        q, k = (x.to(dtype).to(kind).detach().requires_grad_() for x in (query, key))
+        torch.manual_seed(1)
+        run = slow if results is truth else attend
+        out = run(q, k, value.to(kind), mask, 0.3, True)
+        (out * weight).sum().backward()
+        results += [out, *(x.grad for x in (q, k) if x.grad is not None)]
+    assert len(found) == 3
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}[dtype]
+    for one, other in zip(found, truth, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+        if dtype != torch.bfloat16:
+            assert torch.equal(found[0] < 1e-30, truth[0] < 1e-30)  # float64 knows smaller ones
+
+
+def slow(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, training: bool
+) -> Tensor:
+    """Attention with one operation after the other."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return drop(scores.softmax(-1), dropout, training) @ value
+
+
+def test_attention_weights_keep_a_nan() -> None:
+    """A training that diverges must be seen to."""
+    query = torch.ones(1, 1, 2, 4)
+    query[0, 0, 0, 0] = math.nan
+    key = torch.randn(1, 1, 50, 4)
+    out = attend(query, key, torch.ones(1, 1, 50, 1), None, 0.01, True)
+    assert bool(out[0, 0, 0].isnan())
+    assert not bool(out[0, 0, 1].isnan())
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_is_that_of_torch(training: bool) -> None:
     torch.manual_seed(0)

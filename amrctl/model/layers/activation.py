@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from amrctl.model.layers.dropout import flat
+from amrctl.model.layers.threads import spread_elements
 
 
 class _PReLU(torch.autograd.Function):
@@ -22,12 +26,18 @@ class _PReLU(torch.autograd.Function):
 
         x, slope = ctx.saved_tensors
         out = torch.empty_like(x)
+        given, grad, found = flat(x), flat(grads[0].contiguous()), flat(out)
         half = x.dtype == torch.bfloat16
-        given, grad, found = (
-            (t.view(torch.uint16) if half else t).view(-1).numpy() for t in (x, grads[0].contiguous(), out)
+        run: Any = kernels.prelu_backward_bfloat16 if half else kernels.prelu_backward
+        factor = slope.item()
+        # a sum for each block, added up here: the order does not depend on threads
+        sums = np.empty(-(-x.numel() // kernels.BLOCK), np.float32 if half else given.dtype)
+        spread_elements(
+            x.numel(),
+            kernels.BLOCK,
+            lambda first, last: run(given, grad, factor, found, sums, first, last),
         )
-        run = kernels.prelu_backward_bfloat16 if half else kernels.prelu_backward
-        return out, slope.new_full((1,), run(given, grad, slope.item(), found))
+        return out, slope.new_full((1,), float(sums.sum(dtype=np.float64)))
 
 
 class PReLU(nn.PReLU):

@@ -8,6 +8,7 @@ the library.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,48 +17,60 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amrctl.model.layers.threads import spread_elements
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What decides which elements go: a key drawn from the global generator, and a threshold for 16 bits."""
+
+    key: int
+    cut: int
+
+    @classmethod
+    def new(cls, p: float) -> Draws:
+        """Draw a key; elements go with probability `round(p * 65536) / 65536`."""
+        key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()) % 2**64
+        return cls(key, round(p * 65536))
+
+    @property
+    def scale(self) -> float:
+        """What the elements that stay are multiplied by."""
+        return 1.0 / (1.0 - self.cut / 65536)
+
 
 def dropped(shape: torch.Size, p: float) -> Tensor:
     """Draw a CPU bool mask, True (drop) with probability `round(p * 65536) / 65536`."""
-    return _masked(torch.ones(shape), _key(), _cut(p)) == 0
+    return _masked(torch.ones(shape), Draws.new(p)) == 0
 
 
-def _cut(p: float) -> int:
-    return round(p * 65536)
-
-
-def _key() -> int:
-    return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()) % 2**64
-
-
-def _masked(x: Tensor, key: int, cut: int) -> Tensor:
+def _masked(x: Tensor, draws: Draws) -> Tensor:
     """`x` with its dropped elements zeroed and the others scaled; contiguous."""
     from amrctl.model.layers import kernels
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    how = (np.uint64(key), np.uint32(cut), 1.0 / (1.0 - cut / 65536))
-    if x.dtype == torch.bfloat16:
-        kernels.dropout_bfloat16(_bits(x), _bits(out), *how)
-    else:
-        kernels.dropout(x.view(-1).numpy(), out.view(-1).numpy(), *how)
+    how = (np.uint64(draws.key), np.uint32(draws.cut), draws.scale)
+    run: Any = kernels.dropout_bfloat16 if x.dtype == torch.bfloat16 else kernels.dropout
+    given, found = flat(x), flat(out)
+    spread_elements(x.numel(), kernels.BLOCK, lambda first, last: run(given, found, *how, first, last))
     return out
 
 
-def _bits(x: Tensor) -> npt.NDArray[np.uint16]:
-    """The bits of bfloat16 numbers, flat; numpy has no such type."""
-    return x.view(torch.uint16).view(-1).numpy()
+def flat(x: Tensor) -> npt.NDArray[Any]:
+    """The memory of a contiguous tensor as a flat array; of bfloat16 the bits, as numpy has no such type."""
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).view(-1).numpy()
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        ctx.key, ctx.cut = _key(), _cut(p)
-        return _masked(x, ctx.key, ctx.cut)
+        ctx.draws = Draws.new(p)
+        return _masked(x, ctx.draws)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _masked(grads[0], ctx.key, ctx.cut), None
+        return _masked(grads[0], ctx.draws), None
 
 
 def drop(x: Tensor, p: float, training: bool) -> Tensor:

@@ -21,7 +21,7 @@ _LOW16 = np.uint64(0xFFFF)
 
 
 @compiled
-def _draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
+def draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
     """`keep[i]` = 1 where element i of this block stays, else 0."""
     base = key + np.uint64(block * _WORDS) * _STEP
     for k in range(_WORDS):
@@ -35,16 +35,18 @@ def _draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
 
 
 @compiled
-def dropout(x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float) -> None:
-    """`out = x * scale` where an element stays, else 0; flat arrays of one float type.
+def dropout(
+    x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float, first: int, last: int
+) -> None:
+    """`out = x * scale` where an element stays, else 0; blocks `first` to `last` of flat arrays of one type.
 
     An element goes when its 16 bits are below `cut`.
     """
     keep = np.empty(BLOCK, np.uint32)
     factor = x.dtype.type(scale)
     zero = x.dtype.type(0)
-    for block in range((x.size + BLOCK - 1) // BLOCK):
-        _draw(key, block, keep, cut)
+    for block in range(first, last):
+        draw(key, block, keep, cut)
         start = block * BLOCK
         for i in range(min(BLOCK, x.size - start)):
             out[start + i] = x[start + i] * factor if keep[i] else zero
@@ -57,14 +59,16 @@ def _rounded(bits: np.uint32) -> np.uint16:
 
 
 @compiled
-def dropout_bfloat16(x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float) -> None:
+def dropout_bfloat16(
+    x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float, first: int, last: int
+) -> None:
     """`dropout` of bfloat16 numbers given as bits."""
     keep = np.empty(BLOCK, np.uint32)
     bits = np.empty(BLOCK, np.uint32)
     wide = bits.view(np.float32)
     factor = np.float32(scale)
-    for block in range((x.size + BLOCK - 1) // BLOCK):
-        _draw(key, block, keep, cut)
+    for block in range(first, last):
+        draw(key, block, keep, cut)
         start = block * BLOCK
         count = min(BLOCK, x.size - start)
         for i in range(count):
@@ -76,14 +80,18 @@ def dropout_bfloat16(x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uin
 
 
 @compiled
-def prelu_backward(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray) -> float:
-    """Gradient of PReLU in `x` into `out`; returns the gradient in its one slope. Flat arrays."""
+def prelu_backward(
+    x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, slopes: np.ndarray, first: int, last: int
+) -> None:
+    """Gradient of PReLU in `x` into `out`, and of its one slope into `slopes`, one number a block.
+
+    Blocks `first` to `last` of flat arrays.
+    """
     factor = x.dtype.type(slope)
     one = x.dtype.type(1)
     zero = x.dtype.type(0)
-    total = 0.0
     product = np.zeros(BLOCK, x.dtype)
-    for block in range((x.size + BLOCK - 1) // BLOCK):
+    for block in range(first, last):
         start = block * BLOCK
         count = min(BLOCK, x.size - start)
         for i in range(count):
@@ -97,23 +105,24 @@ def prelu_backward(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarra
             for i in range(width):
                 product[i] += product[width + i]
             width //= 2
-        total += product[0]
-    return total
+        slopes[block] = product[0]
 
 
 @compiled
-def prelu_backward_bfloat16(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray) -> float:
+def prelu_backward_bfloat16(
+    x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, slopes: np.ndarray, first: int, last: int
+) -> None:
     """`prelu_backward` of bfloat16 numbers given as bits, computed in float32."""
     wide = np.empty((3, BLOCK), np.float32)
     bits = wide.view(np.uint32)
-    total = 0.0
-    for block in range((x.size + BLOCK - 1) // BLOCK):
+    for block in range(first, last):
         start = block * BLOCK
         count = min(BLOCK, x.size - start)
         for i in range(count):
             bits[0, i] = np.uint32(x[start + i]) << np.uint32(16)
             bits[1, i] = np.uint32(grad[start + i]) << np.uint32(16)
-        total += prelu_backward(wide[0, :count], wide[1, :count], slope, wide[2, :count])
+        prelu_backward(
+            wide[0, :count], wide[1, :count], slope, wide[2, :count], slopes[block : block + 1], 0, 1
+        )
         for i in range(count):
             out[start + i] = _rounded(bits[2, i])
-    return total

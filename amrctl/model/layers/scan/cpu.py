@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from amrctl.model.layers.scan import kernels
-from amrctl.model.layers.scan.threads import spread
+from amrctl.model.layers.threads import spread
 
 
 def _array(x: Tensor) -> np.ndarray:

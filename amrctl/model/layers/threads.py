@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 _PIECES = 4  # per thread, so that a busy core does not keep the others waiting
+_LEAST = 1 << 15  # numbers that a thread should have to do, for it to be worth waking
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
@@ -28,9 +29,18 @@ def spread(count: int, work: Callable[[int, int], None]) -> None:
         pass  # an error in a thread is raised here
 
 
+def spread_elements(size: int, block: int, work: Callable[[int, int], None]) -> None:
+    """`spread` of `size` elements in whole blocks: `work(first, last)` takes numbers of blocks."""
+    blocks = -(-size // block)
+    if size <= _LEAST:
+        work(0, blocks)
+    else:
+        spread(blocks, work)
+
+
 def _pool(threads: int) -> ThreadPoolExecutor:
     key = (os.getpid(), threads)
     if key not in _pools:
         _pools.clear()
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="scan")
+        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
     return _pools[key]

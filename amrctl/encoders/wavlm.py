@@ -72,8 +72,11 @@ class _WavLM(FrozenAudio):
         )
         from transformers import WavLMModel
 
+        from amrctl.encoders.networks.wavlm import attend_directly
+
         # The mask vector stands for frames that training hides.
         network = load_network(WavLMModel, folder, encoder=self.name, unused=r"^(wavlm\.)?masked_spec_embed$")
+        attend_directly(network)
         super().__init__(config, network, sha256=sha256_of(folder), checkpoint=name_of(config.checkpoint))
 
     def front_end(self, samples: Tensor) -> Tensor:

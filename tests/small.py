@@ -92,15 +92,15 @@ def batch(frames: Sequence[int] = (12, 17, 9), tokens: Sequence[int] = (4, 2, 6)
 
 def row_of(whole: Batch, b: int) -> Batch:
     """Row `b` alone, without the padding that the others needed, without targets."""
-    frames, tokens = int(whole.lengths[b]), int(whole.text_mask[0][b].sum())
+    frames, tokens = int(whole.lengths[b]), [int(mask[b].sum()) for mask in whole.text_mask]
     return replace(
         whole,
         qids=[whole.qids[b]],
         vids=[whole.vids[b]],
-        audio=(whole.audio[0][b : b + 1, :frames],),
+        audio=tuple(x[b : b + 1, :frames] for x in whole.audio),
         audio_mask=whole.audio_mask[b : b + 1, :frames],
-        text=(whole.text[0][b : b + 1, :tokens],),
-        text_mask=(whole.text_mask[0][b : b + 1, :tokens],),
+        text=tuple(x[b : b + 1, :n] for x, n in zip(whole.text, tokens, strict=True)),
+        text_mask=tuple(mask[b : b + 1, :n] for mask, n in zip(whole.text_mask, tokens, strict=True)),
         lengths=whole.lengths[b : b + 1],
         seconds=whole.seconds[b : b + 1],
         starts=whole.starts[b : b + 1],

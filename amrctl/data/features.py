@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from amrctl.encoders.base import spelling
 from amrctl.errors import FeatureError, near
 
 FORMAT = "amrctl-features"
@@ -138,11 +139,33 @@ class FeatureFile:
             return self._stream(side, name).info
         wanted = f"'{name}'{near(name, known)}" if name != "auto" else "at all"
         encoder = name if name != "auto" else ("words" if side == "text" else "logmel")
-        source = "--audio DIR " if side == "audio" else ""
         raise FeatureError(
-            f"{self.path} has no {side} stream {wanted}; add one: "
-            f"amrctl extract-tef --manifest M.jsonl {source}--{side}-encoder {encoder} --out {self.path}"
+            f"{self.path} has no {side} stream {wanted}; add one: {self._extraction([(side, encoder)])}"
         )
+
+    def require(self, wanted: Mapping[Side, Sequence[str]]) -> None:
+        """Raise one `FeatureError` for all streams of `wanted` that are not there (`auto` is not looked at);
+        it says which command adds them."""
+        lacking = [
+            (side, name)
+            for side, names in wanted.items()
+            for name in names
+            if name != "auto" and name not in self.streams(side)
+        ]
+        if len(lacking) > 1 and all(spelling(f"{side}-encoder", name) for side, name in lacking):
+            told = ", ".join(f"{side} '{name}'" for side, name in lacking)
+            raise FeatureError(f"{self.path} lacks the streams {told}; add them: {self._extraction(lacking)}")
+        for side, name in lacking:
+            self.resolve(side, name)
+
+    def _extraction(self, lacking: Sequence[tuple[Side, str]]) -> str:
+        """The command that adds streams; a name that is no encoder's can only come from npz files."""
+        words, audio = [], ""
+        for side, name in lacking:
+            encoder = spelling(f"{side}-encoder", name)
+            words.append(f"--{side}-encoder {encoder}" if encoder else f"--{side}-npz DIR --name {name}")
+            audio = "--audio DIR " if encoder and side == "audio" else audio
+        return f"amrctl extract-tef --manifest M.jsonl {audio}{' '.join(words)} --out {self.path}"
 
     def ids(self, side: Side, name: str) -> list[str]:
         """All ids of a stream (vids or qids), in the file's order."""

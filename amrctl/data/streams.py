@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amrctl.data.features import Packed, Side, StreamInfo
+from amrctl import registry
+from amrctl.data.features import FeatureFile, Packed, Side, StreamInfo
+from amrctl.encoders.base import AUDIO
 from amrctl.errors import FeatureError
 from amrctl.recipe import Recipe, Stream
 
@@ -94,6 +96,9 @@ def load_streams(
     Auxiliary audio streams are brought to the main stream's frames, auxiliary text streams keep
     their own tokens. Raises `FeatureError` for a missing stream or id.
     """
+    if isinstance(features, FeatureFile):
+        sides: tuple[Side, ...] = ("audio", "text")
+        features.require({side: [s.name for s in getattr(recipe.features, side)] for side in sides})
     audio: list[Gathered] = []
     for stream in recipe.features.audio:
         info = features.resolve("audio", stream.name)
@@ -118,13 +123,24 @@ def hop_of(info: StreamInfo) -> float:
     return float(info.hop) if info.hop else 1.0
 
 
+def first_centre(info: StreamInfo) -> float:
+    """Where the middle of a stream's first frame lies, seconds: at 0 on the grid of an encoder that centres
+    its frames, else half a window (half a hop where an imported file does not say)."""
+    known = registry.find(AUDIO, info.encoder).build if info.encoder in registry.kinds(AUDIO) else None
+    if getattr(known, "grid", "plain") == "centred":
+        return 0.0
+    return 0.5 * float(info.window or hop_of(info))
+
+
 def _aligned(packed: Packed, info: StreamInfo, main: Packed, main_info: StreamInfo) -> Packed:
     """Linear interpolation at the main stream's frame centres (seconds).
 
     Streams whose total lengths differ by more than one frame of the coarser one are refused.
     """
     hop, main_hop = hop_of(info), hop_of(main_info)
-    if hop == main_hop and packed.index == main.index and np.array_equal(packed.offsets, main.offsets):
+    centre, main_centre = first_centre(info), first_centre(main_info)
+    same = (hop, centre) == (main_hop, main_centre)
+    if same and packed.index == main.index and np.array_equal(packed.offsets, main.offsets):
         return packed
     pieces: list[npt.NDArray[Any]] = []
     for vid in main.index:
@@ -135,10 +151,10 @@ def _aligned(packed: Packed, info: StreamInfo, main: Packed, main_info: StreamIn
                 f"recording {vid}: audio stream '{info.name}' covers {len(rows) * hop:g} s, "
                 f"'{main_info.name}' covers {wanted * main_hop:g} s; extract them from the same audio"
             )
-        if len(rows) == wanted and hop == main_hop:
+        if len(rows) == wanted and same:
             pieces.append(rows)
             continue
-        at = ((np.arange(wanted) + 0.5) * main_hop / hop - 0.5).clip(0, len(rows) - 1)
+        at = ((main_centre + np.arange(wanted) * main_hop - centre) / hop).clip(0, len(rows) - 1)
         low = np.floor(at).astype(np.int64)
         high = np.minimum(low + 1, len(rows) - 1)
         share = (at - low)[:, None]

@@ -130,6 +130,15 @@ def needs_weights(slot: str, kind: str) -> bool:
     return registry.find(slot, kind).config.model_fields["checkpoint"].annotation is not type(None)
 
 
+def spelling(slot: str, kind: str) -> str | None:
+    """How a command names the encoder: `NAME`, or `NAME:WEIGHTS` where the weights are the user's to bring;
+    None where no encoder has that name."""
+    if kind not in registry.kinds(slot):
+        return None
+    takes_its_own = getattr(registry.find(slot, kind).config, "default_checkpoint", None) is not None
+    return kind if takes_its_own or not needs_weights(slot, kind) else f"{kind}:WEIGHTS"
+
+
 def _build(slot: str, spec: str, options: Mapping[str, Any]) -> Any:
     kind, colon, checkpoint = spec.partition(":")
     if kind not in registry.kinds(slot):

@@ -5,6 +5,10 @@ Source: Guangzhou, DCASE 2026 Task 6. Section 3.3, eq. 4: binary cross-entropy o
 for the others. Section 3.5: the quality head learns the same target; the report gives neither its
 loss nor a weight, so it is the same cross-entropy, weight 1 (ours). Both are means over all B x N
 queries on every decoder layer, and leave out what the class loss leaves out.
+
+QAM-DETR (Chung-Ang University), DCASE 2026 Task 6, section 2.3, regresses the same detached IoU for matched
+windows. Its loss and weight are not given: L1 of the sigmoid, mean over the matched windows of the batch,
+weight 1, on every decoder layer (ours).
 """
 
 from __future__ import annotations
@@ -42,9 +46,9 @@ class Quality:
         return _cross_entropy(margin(logits.float()), output, batch, matches, layer)
 
     @staticmethod
-    def of_head(weight: float) -> LossTerm:
-        """The term of the head `quality`, which asks for it through the registry (it stands below)."""
-        return _HeadQuality(weight)
+    def of_head(weight: float, loss: Literal["cross-entropy", "l1"] = "cross-entropy") -> LossTerm:
+        """The term of the head `quality`, which asks for it through the registry (both stand below)."""
+        return _HeadQuality(weight) if loss == "cross-entropy" else _HeadL1(weight)
 
 
 class _HeadQuality:
@@ -58,6 +62,21 @@ class _HeadQuality:
     def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
         logit = need(output.quality, self.name, "quality")[layer].float()
         return _cross_entropy(logit, output, batch, matches, layer)
+
+
+class _HeadL1:
+    """|p_quality - IoU| of matched windows, mean over the batch's; 0 where there are none."""
+
+    name, all_layers = "quality-head", True
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
+        told = need(output.quality, self.name, "quality")[layer].float().sigmoid()
+        found = iou_target(output, batch, matches, layer)
+        distance = (told - found).abs()[matches.row, matches.query]
+        return distance.sum() / max(len(distance), 1)
 
 
 def iou_target(output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from amrctl import provenance
 from amrctl.cli._options import parse_seeds
 from amrctl.errors import AmrctlError
-from benchmarks.accuracy import sets, tables
+from benchmarks.accuracy import second, sets, tables
 from benchmarks.accuracy.chain import run_chain
 from benchmarks.accuracy.commands import CommandError, Commands
 from benchmarks.accuracy.guess import guesses
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows = [row for row in rows if not chosen.rows or row.name in chosen.rows]
                 data = sets.prepare(name, chosen.work, sources, chosen.results)
                 provenance.write_json(places.results / name / "guess.json", guesses(data))
+                plain = data
                 for row in rows:
+                    data = second.add_streams(plain, places.results) if row.streams else plain
                     seeds = parse_seeds(chosen.seeds) if chosen.seeds else list(row.seeds)
                     for seed in seeds:
                         result = run_row(plan, row, data, seed, places, again=chosen.again)

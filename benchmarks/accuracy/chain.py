@@ -47,7 +47,7 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
     made["rerank"] = [out / f"rerank.seed-{seed}.jsonl" for seed in seeds]
     for folder, target in zip(folders, made["rerank"], strict=True):
         commands.amrctl(
-            "rerank", folder / ROUNDED, "--verifier", "similarity", "--features", data.features,
+            "rerank", folder / ROUNDED, "--verifier", "similarity", "--features", data.main_features,
             "--train", data.manifest("train"), "--cache", out / "cache", "--overwrite", "--out", target,
         )  # fmt: skip
     soup = out / "soup.safetensors"

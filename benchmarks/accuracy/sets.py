@@ -65,6 +65,7 @@ class DataSet:
 
     name: str
     folder: Path
+    file: str = "features.h5"
 
     def manifest(self, name: str) -> Path:
         """One of `MANIFESTS`, or `test-permuted`."""
@@ -73,7 +74,16 @@ class DataSet:
     @property
     def features(self) -> Path:
         """The feature file of all manifests."""
+        return self.folder / self.file
+
+    @property
+    def main_features(self) -> Path:
+        """The one with a single stream a side."""
         return self.folder / "features.h5"
+
+    def with_streams(self) -> DataSet:
+        """The same set, read from the file with several streams a side (`benchmarks.accuracy.second`)."""
+        return replace(self, file="streams.h5")
 
     @property
     def commands(self) -> Path:

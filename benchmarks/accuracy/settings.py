@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Row:
 
     `init`: the row whose run of the same seed it goes on from. `before`: commands that make what
     `options`, further words of the training command, name. `make`: commands instead of a training;
-    the last writes `{out}`. All three are templates, see `run.Places.fill`.
+    the last writes `{out}`. All three are templates, see `run.Places.fill`. `streams`: it reads all
+    streams of the set, which the plan names.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     options: tuple[str, ...] = ()
     make: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
+    streams: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -57,24 +59,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole file. `epochs`: set → stage → number."""
+    """The whole file. `epochs`: set → stage → number; `streams`: set → side → names, main first."""
 
     model: Mapping[str, Any]
     train: tuple[str, ...]
     epochs: Mapping[str, Mapping[str, int]]
     rows: Mapping[str, Row]
+    streams: Mapping[str, Mapping[str, Sequence[str]]]
 
     def changes(self, row: Row, name: str, stage: Stage) -> list[str]:
         """The `--set` values of one stage on the set `name`: shared ones first, the row's own last.
 
-        Of the shared sizes, those are given that the recipe (with the row's changes) has a place for.
+        Of the shared sizes, those are given that the recipe (with the row's changes) has a place for; so
+        what the row puts into a whole slot (`model.fusion=...`) goes before them.
         """
         plain = load(row.recipe, stage, row.set).to_dict()["model"]
+        named = self.streams[name].items() if row.streams else ()
+        slots = [change for change in row.set if change.partition("=")[0].count(".") == 1]
+        slots = [change for change in slots if change.startswith("model.")]
         return [
+            *(f"features.{side}=[{', '.join(names)}]" for side, names in named),
+            *slots,
             *(f"{path}={value}" for path, value in _places(plain, self.model)),
             *self.train,
             f"train.epochs={self.epochs[name][stage]}",
-            *row.set,
+            *(change for change in row.set if change not in slots),
         ]
 
     def resolved(self, row: Row, name: str) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def read_plan(path: Path = HERE / "rows.yaml") -> Plan:
             raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'a recipe, or make'}")
         lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
         rows[name] = Row(name=name, **{**given, **lists})
-    return Plan(raw["model"], tuple(raw["train"]), raw["epochs"], rows)
+    return Plan(raw["model"], tuple(raw["train"]), raw["epochs"], rows, raw["streams"])
 
 
 def _places(model: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

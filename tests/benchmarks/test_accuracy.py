@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from amrctl.data.manifest import Manifest, Query, write_manifest
+from amrctl.data.features import FeatureFile
+from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
+from amrctl.data.npz import import_npz
 from amrctl.evaluation.moments import METRICS
-from benchmarks.accuracy import run, sets, tables
+from benchmarks.accuracy import run, second, sets, tables
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.guess import best_fixed, drawn, guesses
 from benchmarks.accuracy.settings import HERE, REFERENCE, SETS, Plan, Row, read_plan
@@ -125,6 +131,77 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"row typo: \['pretain'\]"):
         read_plan(path)
+
+
+def test_a_row_of_several_streams_names_those_of_its_set() -> None:
+    plan = read_plan()
+    for name, (audio, text) in {
+        "esc10": (["logmel", "gammatone"], ["words", "chars"]),
+        "castella": (["simulated", "simulated-2"], ["simulated", "simulated-2"]),
+    }.items():
+        for stage, recipe in plan.resolved(plan.rows["qam-detr"], name).items():
+            assert [stream["name"] for stream in recipe["features"]["audio"]] == audio, stage
+            assert [stream["name"] for stream in recipe["features"]["text"]] == text
+    single = plan.resolved(plan.rows["qam-3-way"], "esc10")["finetune"]
+    assert [stream["name"] for stream in single["features"]["audio"]] == ["auto"]
+    made = sets.DataSet("esc10", Path("work"))
+    assert (made.features, made.with_streams().features) == (
+        Path("work/features.h5"),
+        Path("work/streams.h5"),
+    )
+    assert made.with_streams().main_features == made.features
+
+
+def test_the_rows_of_qam_detr_are_its_ladder() -> None:
+    """Each row adds one entry to the row before; the last differs from the recipe in its streams alone."""
+    plan = read_plan()
+    names = ["qd-detr+pretrain", "qam-bimamba", "qam-quality", "qam-multi-scale", "qam-3-way", "qam-detr"]
+    ladder = [plan.resolved(plan.rows[name], "esc10")["finetune"] for name in names]
+    slots = []
+    for before, after in pairwise(ladder):
+        slots.append([slot for slot in after["model"] if after["model"][slot] != before["model"][slot]])
+        assert before["train"] == after["train"]
+    assert slots == [["encoder"], ["heads"], ["encoder"], ["fusion"], ["tokens"]]
+    assert [recipe["inference"]["score"]["kind"] for recipe in ladder] == ["foreground"] * 2 + ["product"] * 4
+
+
+def test_the_second_view_is_of_the_same_sounds(shared: Path, tmp_path: Path) -> None:
+    """Made with the real script: where the draws differ it is refused; else a linear map leads across."""
+    items = [
+        Query(f"q{i}", f"a dog barks {i} times", f"v{i}", 60.0, ((5.0 * (i % 7), 5.0 * (i % 7) + 9),))
+        for i in range(12)
+    ]
+    path = tmp_path / "m.jsonl"
+    write_manifest(path, items)
+    script = [
+        sys.executable,
+        str(shared / "bench" / "simfeatures.py"),
+        str(path),
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    options = ["--snr", sets.SNR, "--distractors", sets.DISTRACTORS]
+    subprocess.run([*script, *options], check=True, capture_output=True)
+    file = tmp_path / "f.h5"
+    import_npz(file, tmp_path / "s" / "clap", tmp_path / "s" / "clap_text", "simulated", read_manifest(path))
+    with FeatureFile(file) as first:
+        second.write_view([path], tmp_path / "second", first)
+        seen = np.concatenate([first.load("audio", "simulated", [q.vid]).rows for q in items])
+    view = [np.load(tmp_path / "second" / "clap" / f"{q.vid}.npz")["features"] for q in items]
+    assert {part.shape for part in view} == {(60, second.VIEW)}
+    rows = np.concatenate(view)
+    # which frames of one recording are alike is the same in both views, and of another recording it is not
+    near, here, there = (
+        np.concatenate([np.corrcoef(x[60 * r : 60 * r + 60])[np.triu_indices(60, 1)] for r in range(12)])
+        for x in (seen, rows, np.roll(rows, 60, axis=0))
+    )
+    assert np.corrcoef(near, here)[0, 1] > 0.9
+    assert np.corrcoef(near, there)[0, 1] < 0.6
+    tokens = np.load(tmp_path / "second" / "clap_text" / "qidq3.npz")["last_hidden_state"]
+    assert tokens.shape == (8, second.TEXT_VIEW)
+    path.write_text(path.read_text().replace("[5, 14]", "[6, 14]").replace("[5.0, 14.0]", "[6.0, 14.0]"))
+    with FeatureFile(file) as first, pytest.raises(sets.FrozenError, match="recording v1: simfeatures"):
+        second.write_view([path], tmp_path / "again", first)
 
 
 def test_best_fixed_windows_are_the_ones_that_serve_most_queries() -> None:

@@ -318,6 +318,22 @@ def test_packing_holds_one_recording_at_a_time(tmp_path: Path) -> None:
     assert grown < 25e6
 
 
+def test_all_streams_that_a_recipe_lacks_come_with_one_command(tmp_path: Path) -> None:
+    out = tmp_path / "F.h5"
+    extract(out, ["a", "b"])
+    with FeatureFile(out) as file:
+        file.require({"audio": ["auto", "toy"], "text": ["toy"]})
+        with pytest.raises(FeatureError) as caught:
+            file.require({"audio": ["toy", "ms-clap", "wavlm-base-plus"], "text": ["words"]})
+        assert str(caught.value) == (
+            f"{out} lacks the streams audio 'ms-clap', audio 'wavlm-base-plus', text 'words'; add them: "
+            "amrctl extract-tef --manifest M.jsonl --audio DIR --audio-encoder ms-clap:WEIGHTS "
+            f"--audio-encoder wavlm-base-plus --text-encoder words --out {out}"
+        )
+        with pytest.raises(FeatureError, match="no text stream 'wrods'"):  # no encoder: told one by one
+            file.require({"text": ["wrods", "words"]})
+
+
 def test_loading_names_what_is_missing(tmp_path: Path) -> None:
     out = tmp_path / "F.h5"
     extract(out, ["a", "b"])
@@ -330,6 +346,8 @@ def test_loading_names_what_is_missing(tmp_path: Path) -> None:
             FeatureError, match=r"no text stream 'words'; there is: toy; add one: .*--text-encoder words"
         ):
             file.resolve("text", "words")
+        with pytest.raises(FeatureError, match="--audio-npz DIR --name simulated --out"):
+            file.resolve("audio", "simulated")
         with pytest.raises(FeatureError, match="no audio stream 'toy/rows'"):
             file.load("audio", "toy/rows")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from amrctl.data.dataset import Moments
-from amrctl.data.features import FeatureFile
-from amrctl.data.streams import load_streams
+from amrctl.data.features import FeatureFile, StreamInfo
+from amrctl.data.streams import first_centre, load_streams
 from amrctl.errors import FeatureError
 from tests.small import manifest, query, recipe, write_features
 
@@ -54,6 +55,33 @@ def test_streams_are_brought_to_the_main_streams_frames(tmp_path: Path) -> None:
 def test_coarser_streams_are_interpolated(tmp_path: Path) -> None:
     got = aligned(tmp_path, [0, 0, 0, 0], [1.0, 3.0], {"aux": 2.0})  # centres at 1 and 3
     torch.testing.assert_close(got, torch.tensor([1.0, 1.5, 2.5, 3.0]))  # ends hold
+
+
+def test_an_encoder_that_centres_its_frames_is_read_where_they_are(tmp_path: Path) -> None:
+    """`ms-clap-centred` has frame i around second i, and one frame more: main frames lie between two."""
+    path = write_features(
+        tmp_path / "f.h5",
+        {"main": {"v": rows([0, 0, 0])}, "ms-clap-centred": {"v": rows([0, 1, 2, 5])}},
+        {"t": {"q": rows([1])}},
+    )
+    made = recipe("features.audio=[main, {name: ms-clap-centred, l2: false}]")
+    with FeatureFile(path) as file:
+        audio, _ = load_streams(file, made, ["v"], ["q"])
+        infos = file.streams("audio")
+    assert audio[1].packed.get("v")[:, 0].tolist() == [0.5, 1.5, 3.5]
+    assert [first_centre(infos[name]) for name in ("main", "ms-clap-centred")] == [0.5, 0.0]
+
+
+def test_a_window_longer_than_its_hop_is_read_at_its_middle(tmp_path: Path) -> None:
+    info = replace(_info(tmp_path), window=4.0, hop=1.0)
+    assert first_centre(info) == 2.0
+    assert first_centre(replace(info, window=None)) == 0.5
+
+
+def _info(tmp_path: Path) -> StreamInfo:
+    path = write_features(tmp_path / "i.h5", {"main": {"v": rows([0])}}, {"t": {"q": rows([1])}})
+    with FeatureFile(path) as file:
+        return file.resolve("audio", "main")
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(4, [5, 6, 7]), (3, [5, 6, 7]), (2, [5, 6, 6])])

@@ -72,3 +72,34 @@ def test_a_window_on_a_moment_left_out_is_not_taught_to_be_bad(term: LossTerm) -
 def test_without_moments_everything_is_background(term: LossTerm) -> None:
     margins = torch.full((1, 2, 3), -2.0)
     assert float(term(said(margins), DATA, pairs(), 0)) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+# --- L1 of matched windows (Chung-Ang) -----------------------------------------------------------------
+
+
+def test_l1_by_hand() -> None:
+    """|p - IoU| of the three matched windows; the others do not count, nor do the windows learn."""
+    term = Quality.of_head(2.0, "l1")
+    assert (term.name, term.weight, term.all_layers) == ("quality-head", 2.0, True)
+    margins = torch.tensor([[[1.0, 2.0, -1.0], [0.5, 0.0, -3.0]]], requires_grad=True)
+    spans = SPANS.clone().requires_grad_()
+    p = [1 / (1 + math.exp(-z)) for z in (2.0, -1.0, 0.5)]
+    wanted = sum(abs(a - b) for a, b in zip(p, (1.0, 1 / 3, 0.25), strict=True)) / 3
+    value = term(said(margins, spans), DATA, MATCHES, 0)
+    assert value.item() == pytest.approx(wanted, rel=1e-6)
+    value.backward()
+    assert spans.grad is None or not spans.grad.any()
+    signs = (-1, -1, 1)  # too little, too little, too much
+    slopes = [s * a * (1 - a) / 3 for s, a in zip(signs, p, strict=True)]
+    torch.testing.assert_close(
+        margins.grad, torch.tensor([[[0.0, slopes[0], slopes[1]], [slopes[2], 0.0, 0.0]]])
+    )
+
+
+def test_l1_without_moments_is_zero() -> None:
+    margins = torch.full((1, 2, 3), -2.0, requires_grad=True)
+    value = Quality.of_head(1.0, "l1")(said(margins), DATA, pairs(), 0)
+    value.backward()
+    assert value.item() == 0
+    assert margins.grad is not None
+    assert not margins.grad.any()

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from amrctl.data.batch import Batch
 from amrctl.model.layers.positions import frame_positions
+from amrctl.model.layers.scales import pool
 from amrctl.model.types import Branch, Dims, Memory, Output, Tokens
 from amrctl.registry import ComponentConfig, component
 
@@ -36,19 +36,6 @@ class CoarseConfig(ComponentConfig):
     pool: Literal["features", "projected", "memory"] = Field(
         "features", description="what is pooled: raw features, projected audio, or the encoder's output"
     )
-
-
-def pool(audio: Tensor, mask: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Mean over the real frames of each run of `factor` frames.
-
-    `audio` [B, T, D] and `mask` [B, T] bool → [B, ceil(T / factor), D], zero on padding, and its mask.
-    """
-    more = -audio.shape[1] % factor
-    audio = functional.pad(audio.masked_fill(~mask[..., None], 0.0), (0, 0, 0, more))
-    real = functional.pad(mask, (0, more)).unflatten(1, (-1, factor))
-    count = real.sum(2)
-    total = audio.unflatten(1, (-1, factor)).sum(2)
-    return total / count.clamp(min=1)[..., None].to(total.dtype), count > 0
 
 
 def coarser_batch(batch: Batch, factor: int) -> Batch:

@@ -6,6 +6,9 @@ the window's start times the end probability at its end, read between frames; it
 detached, so that quality is not improved by moving what it judges; a two-layer perceptron; the loss
 (`losses.iou_quality`). Without the head `boundary` the confidence is 1 everywhere. The score
 `quality-blend` uses it at inference (eq. 6).
+
+QAM-DETR (Chung-Ang University), DCASE 2026 Task 6, section 2.3, has a branch that estimates the IoU of
+matched windows from the query state: `reads: state`, `loss: l1`, and the score `product` (eq. 2).
 """
 
 from __future__ import annotations
@@ -29,7 +32,13 @@ NAME = "quality"
 class QualityConfig(ComponentConfig):
     kind: Literal["quality"] = "quality"
     layers: int = Field(2, ge=1, description="linear layers of the head")
-    weight: float = Field(1.0, ge=0, description="of the cross-entropy with the IoU")
+    weight: float = Field(1.0, ge=0, description="of the loss against the IoU")
+    reads: Literal["window", "state"] = Field(
+        "window", description="window: query state, boundary confidence and width; state: the first alone"
+    )
+    loss: Literal["cross-entropy", "l1"] = Field(
+        "cross-entropy", description="over all queries, unmatched 0; l1: of the sigmoid, over matched ones"
+    )
 
 
 @component("heads", NAME, QualityConfig)
@@ -38,17 +47,20 @@ class Quality(nn.Module):
 
     def __init__(self, config: QualityConfig, dims: Dims) -> None:
         super().__init__()
-        self.weight = config.weight
-        self.mlp = MLP(dims.hidden + 2, dims.hidden, 1, config.layers)
+        self.weight, self.loss, self.window = config.weight, config.loss, config.reads == "window"
+        self.mlp = MLP(dims.hidden + 2 * self.window, dims.hidden, 1, config.layers)
 
     def forward(self, memory: Memory, decoded: Decoded, output: Output) -> None:
         if output.spans is None:
             raise RecipeError("model.heads: 'quality' needs the head 'span' before it")
-        confidence = boundary_confidence(output.boundary, output.spans, memory.audio_mask)
-        width = output.spans[..., 1].detach()
-        given = torch.cat((decoded.states, torch.stack((confidence, width), dim=-1)), dim=-1)
+        given = decoded.states
+        if self.window:
+            confidence = boundary_confidence(output.boundary, output.spans, memory.audio_mask)
+            width = output.spans[..., 1].detach()
+            given = torch.cat((given, torch.stack((confidence, width), dim=-1)), dim=-1)
         output.quality = self.mlp(given)[..., 0]
 
     def loss_terms(self) -> list[LossTerm]:
         # losses stand above the model, which may not import them
-        return [registry.find("losses", "quality").build.of_head(self.weight)]  # type: ignore[attr-defined]
+        of_head = registry.find("losses", "quality").build.of_head  # type: ignore[attr-defined]
+        return [of_head(self.weight, self.loss)]

@@ -43,7 +43,7 @@ class Projection(nn.Module):
         if len(dims.audio) > 1 or len(dims.text) > 1:
             raise RecipeError(
                 f"tokens component 'projection' reads one audio and one text stream; "
-                f"the recipe lists {len(dims.audio)} and {len(dims.text)}"
+                f"the recipe lists {len(dims.audio)} and {len(dims.text)} ('gated-streams' reads several)"
             )
         self.tef = config.tef is not None
         self.hidden = dims.hidden

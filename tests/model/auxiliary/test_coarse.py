@@ -12,8 +12,9 @@ from torch import Tensor
 
 from amrctl.data.batch import Batch
 from amrctl.losses.total import Criterion
-from amrctl.model.auxiliary.coarse import coarser_batch, pool
+from amrctl.model.auxiliary.coarse import coarser_batch
 from amrctl.model.detector import Detector, build
+from amrctl.model.layers.scales import pool
 from tests.small import AUDIO_DIM, TEXT_DIM, batch, recipe, rows_of
 from tests.test_contract import without_dropout
 

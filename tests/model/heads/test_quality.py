@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from amrctl import registry
 from amrctl.errors import RecipeError
+from amrctl.losses.iou_quality import iou_target
 from amrctl.losses.total import Criterion
 from amrctl.model.detector import build
 from amrctl.model.layers.windows import boundary_confidence, value_at
@@ -106,3 +107,36 @@ def test_lambda_is_a_key_like_any_other() -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             recipe(HEADS, "inference.score={kind: quality-blend}", f"inference.score.{text}")
+
+
+CHUNG_ANG = "model.heads=[foreground, span, saliency, {kind: quality, reads: state, loss: l1}]"
+
+
+def test_the_state_alone() -> None:
+    """Chung-Ang's branch reads neither boundaries nor width, and its loss is the L1 of matched windows."""
+    made = recipe(CHUNG_ANG)
+    torch.manual_seed(0)
+    detector = build(made, (AUDIO_DIM,), (TEXT_DIM,), training=True)
+    assert detector.get_parameter("heads.quality.mlp.layers.0.weight").shape == (32, 32)
+    data = batch()
+    output = detector(data)
+    (term,) = (t for t in Criterion(made, detector).terms if t.name == "quality-head")
+    assert output.quality is not None
+    matches = Criterion(made, detector)._match(output, data)[-1]
+    told = output.quality[-1].sigmoid()
+    assert len(matches.row) == 6
+    wanted = iou_target(output, data, matches, -1)
+    distance = (told - wanted).abs()[matches.row, matches.query].mean()
+    torch.testing.assert_close(term(output, data, matches, -1), distance)
+
+
+def test_the_product_by_hand() -> None:
+    """Eq. 2 on the last layer: p_fg 0.75 and q 0.2."""
+    odds = torch.tensor([3.0]).log().item()
+    logits = torch.tensor([[[[0.0, 9.0]]], [[[odds, 0.0]]]])
+    output = Output(logits=logits, quality=torch.logit(torch.tensor([[[0.9]], [[0.2]]])))
+    entry = registry.find("score", "product")
+    score = entry.build(entry.config.model_validate({"kind": "product"}))
+    assert float(score(output, batch())) == pytest.approx(0.75 * 0.2)
+    with pytest.raises(RecipeError, match="'product' needs the head 'quality'"):
+        score(Output(logits=logits), batch())

@@ -39,7 +39,9 @@ ClipWindows = Annotated[
         help="Go on when a labelled window ends more than 2 s after its recording.",
     ),
 ]
-Features = Annotated[Path, typer.Option("--features", help="Feature file written by extract-tef.")]
+_FEATURES = typer.Option("--features", help="Feature file written by extract-tef.")
+Features = Annotated[Path, _FEATURES]
+OptionalFeatures = Annotated[Path | None, _FEATURES]  # where other inputs can take its place
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _opened(sound: Sound) -> Iterator[soundfile.SoundFile]:
+def _opened(sound: Sound, *, seeking: bool = False) -> Iterator[soundfile.SoundFile]:
     """Open a sound file; every fault of the library, now or while reading, becomes `AudioError`."""
     path = sound.tar if isinstance(sound, Member) else sound
     if not path.is_file():
@@ -156,9 +157,13 @@ def _opened(sound: Sound) -> Iterator[soundfile.SoundFile]:
             held: Path | _Slice = path
             if isinstance(sound, Member):
                 held = _Slice(stack.enter_context(open(path, "rb")), sound)
-            yield stack.enter_context(_Sequential(held))
+            yield stack.enter_context(soundfile.SoundFile(held) if seeking else _Sequential(held))
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"{sound}: not a readable sound file ({_reason(error)}); replace it") from None
+
+
+def _not_finite(sound: Sound, at: int, rate: int) -> AudioError:
+    return AudioError(f"{sound}: sample {at} ({at / rate:.3f} s) is not a finite number; replace the file")
 
 
 def probe(sound: Sound | str) -> tuple[int, int, int]:
@@ -193,9 +198,7 @@ def stream_rates(sound: Sound, rates: Sequence[int]) -> Iterator[tuple[Samples, 
             block = opened.read(_PIECE, dtype="float32", always_2d=True)
             if not np.isfinite(block).all():
                 at = read + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise AudioError(
-                    f"{sound}: sample {at} ({at / source:.3f} s) is not a finite number; replace the file"
-                )
+                raise _not_finite(sound, at, source)
             read += len(block)
             last = len(block) < _PIECE
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
@@ -241,3 +244,60 @@ def stream_mono(sound: Sound | str, rate: int, block_seconds: float = 30.0) -> I
 def load_mono(sound: Sound | str, rate: int) -> Samples:
     """Read a whole sound as mono float32 at `rate` Hz, shape `(samples,)`; see `stream_mono`."""
     return np.concatenate(list(stream_mono(sound, rate)))
+
+
+def load_span(sound: Sound | str, rate: int, start: float, end: float) -> Samples:
+    """The stretch from `start` to `end` (seconds) as mono float32 at `rate` Hz.
+
+    The samples are those of `load_mono` there, but for rounding at the edges of what was resampled.
+    Only the stretch is read and decoded; in an mp3, where seeking is not exact, what comes before it is
+    passed over. A stretch past the end is cut. Raises `AudioError` as `stream_rates` does, also
+    when nothing of the stretch is there.
+    """
+    if not 0 <= start < end:
+        raise ValueError(f"{start:g} to {end:g} s is no stretch")
+    found = Path(sound) if isinstance(sound, str) else sound
+    first, last = round(start * rate), round(end * rate)
+    with _opened(found, seeking=True) as opened:
+        block = None if opened.format == "MPEG" else _block(found, opened, start, end)
+        source = int(opened.samplerate)
+    if block is None:
+        piece = _passed_over(found, rate, first, last)
+    else:
+        mono, skipped = block
+        if source != rate:
+            mono = soxr.resample(mono, source, rate, quality="HQ")
+        piece = mono[first - skipped * rate : last - skipped * rate]
+    if not len(piece):
+        raise AudioError(f"{found}: holds nothing from {start:g} to {end:g} s")
+    return np.ascontiguousarray(piece, dtype=np.float32)
+
+
+def _block(
+    sound: Sound, opened: soundfile.SoundFile, start: float, end: float
+) -> tuple[npt.NDArray[np.float32], int]:
+    """The samples around a stretch, and the whole seconds before them: there both rates have a sample.
+
+    A second more on either side holds the resampling filter.
+    """
+    source, skipped = int(opened.samplerate), max(0, math.floor(start) - 1)
+    if skipped * source >= opened.frames:
+        raise AudioError(f"{sound}: holds nothing from {start:g} to {end:g} s")
+    opened.seek(skipped * source)
+    block = opened.read((math.ceil(end) + 1 - skipped) * source, dtype="float32", always_2d=True)
+    if not np.isfinite(block).all():
+        at = skipped * source + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+        raise _not_finite(sound, at, source)
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32), skipped
+
+
+def _passed_over(sound: Sound, rate: int, first: int, last: int) -> npt.NDArray[np.float32]:
+    """Samples `first` to `last` by reading from the front; memory holds the stretch only."""
+    kept: list[Samples] = []
+    at = 0
+    for (piece,) in stream_rates(sound, (rate,)):
+        kept.append(piece[max(0, first - at) : max(0, last - at)])
+        at += len(piece)
+        if at >= last:
+            break
+    return np.concatenate(kept)

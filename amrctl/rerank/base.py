@@ -1,14 +1,14 @@
 """What a verifier is: a second opinion on whether a window holds what a sentence says.
 
 Verifiers only judge windows that a detector proposed. Everything around them (which windows are
-asked, batches, repeats, the cache on disk, the blend) is in `rerank.py` and `cache.py`.
+asked, batches, repeats, the cache on disk, the blend) is in `rerank.py`, `asking.py`, `cache.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,34 @@ class Candidate:
 class VerifierError(Exception):
     """No usable answer this time (a lost connection, an answer that cannot be read).
 
-    The same question is asked again, alone if it came in a batch; after the last try it becomes
-    the user's error.
+    The same question is asked again, alone if it came in a batch; after the last try the window has
+    no answer. `again` false: asking again is no use. `after`: seconds to wait at least, as a server
+    asked for.
     """
+
+    def __init__(self, reason: str, *, again: bool = True, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.again, self.after = again, after
 
 
 class Verifier(Protocol):
-    """A judge of candidates."""
+    """A judge of candidates.
+
+    `told`: a few words that identify it beyond its name, for reports and submissions. `parameters`:
+    of a network that came with it, 0 where there is none, None where that is not known.
+    """
 
     name: str
     version: str
+
+    @property
+    def told(self) -> str: ...
+
+    @property
+    def parameters(self) -> int | None: ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What provenance keeps about it, JSON values: weights and their hash, prompt version, ..."""
 
     def fingerprint(self) -> str:
         """Text that changes whenever an answer could: weights, prompt, settings, fitted maps."""
@@ -49,5 +67,6 @@ class Verifier(Protocol):
     def score(self, requests: Sequence[Candidate]) -> list[float]:
         """One number in 0..1 a request, 1 = surely. Answers must not depend on the batch.
 
-        Raises `VerifierError` where asking again may help, `AmrctlError` where it does not.
+        Raises `VerifierError` where asking again may help, or where only this question has no
+        answer; `AmrctlError` where no question will have one.
         """

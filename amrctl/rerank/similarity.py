@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,7 @@ class SimilarityVerifier:
 
     name = "similarity"
     version = "1"
+    parameters = 0  # of networks
 
     def __init__(
         self,
@@ -105,6 +107,15 @@ class SimilarityVerifier:
     def kind(self) -> str:
         """`cosine` or `ridge`."""
         return "cosine" if self.map is None else "ridge"
+
+    @property
+    def told(self) -> str:
+        """`cosine` or `ridge`."""
+        return self.kind
+
+    def facts(self) -> Mapping[str, Any]:
+        """What provenance keeps."""
+        return {"kind": self.kind}
 
     def fingerprint(self) -> str:
         """The streams' encoders and, for the ridge map, a hash of what it was fitted on."""

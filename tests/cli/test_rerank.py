@@ -76,6 +76,50 @@ def test_mistakes_write_nothing(cli: Cli, made: Path, options: list[str], words:
     assert not (made / "r.jsonl").exists()
 
 
+AUDIO = ["--audio", "."]
+HTTP = ["--verifier", "http", *AUDIO, "--model", "m", "--endpoint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--verifier similarity needs --features"),
+        (["--verifier", "qwen2.5-omni"], "--verifier qwen2.5-omni needs --audio"),
+        (["--verifier", "qwen2.5-omni:"], "write it as qwen2.5-omni:FOLDER"),
+        (["--verifier", "http:x"], "write it as http"),
+        (["--verifier", "http", *AUDIO], "--verifier http needs --endpoint and --model"),
+        (["--verifier", "qwen2.5-omni", "--endpoint", "x"], "does not go with --endpoint; leave it out"),
+        (["--features", "f", "--precision", "bf16"], "does not go with --precision; leave it out"),
+        ([*HTTP, "http://127.0.0.1:9"], "no audio for recording v30"),
+        ([*HTTP, "http://127.0.0.1:9", "--api-key-env", "NOT_THERE"], "no such environment variable"),
+        ([*HTTP, "http://127.0.0.1:9", "--beta-grid", "0.1,2", "--val", "v"], "0.1,2: 2 is not in 0..1"),
+        ([*HTTP, "http://127.0.0.1:9", "--beta-grid", "0.1"], "--beta-grid needs --val"),
+        ([*HTTP, "http://127.0.0.1:9", "--val", "v"], "--val goes with --beta-grid"),
+    ],
+)
+def test_options_that_do_not_go_together(cli: Cli, made: Path, options: list[str], words: str) -> None:
+    (made / "audio").mkdir()
+    options = [str(made / "audio") if option == "." else option for option in options]
+    if "NOT_THERE" in options:
+        for query in read_predictions(made / "p.jsonl"):
+            (made / "audio" / f"{query.vid}.wav").touch()
+    done = cli("rerank", made / "p.jsonl", *options, "--out", made / "r.jsonl")
+    assert (done.code, words in done.err) == (2, True), done.err
+    assert done.err.count("\n") == 1
+    assert not (made / "r.jsonl").exists()
+
+
+def test_the_list_names_every_verifier_and_what_it_needs(cli: Cli) -> None:
+    done = cli("rerank", "--list")
+    assert (done.code, done.err) == (0, "")
+    cards = {card["name"]: card for card in json.loads(cli("rerank", "--list", "--json").out)}
+    assert set(cards) == {"similarity", "qwen2.5-omni", "http"}
+    assert all(name in done.out for name in cards)
+    assert cards["qwen2.5-omni"]["needs"] == ["transformers"]
+    assert cards["qwen2.5-omni"]["weights"] in done.out
+    assert cli("rerank").code == 2
+
+
 def test_existing_output_is_refused(cli: Cli, made: Path) -> None:
     (made / "r.jsonl").write_text("mine")
     done = cli("rerank", made / "p.jsonl", "--features", made / "w.h5", "--out", made / "r.jsonl")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +17,23 @@ from hypothesis import strategies as st
 
 from amrctl.data.predictions import Prediction
 from amrctl.errors import AmrctlError, OutputError, PredictionError
+from amrctl.rerank.asking import Manner, ask
 from amrctl.rerank.base import Candidate, VerifierError
 from amrctl.rerank.cache import FILE, Cache, key_of
-from amrctl.rerank.rerank import ask, rerank
+from amrctl.rerank.rerank import rerank
 
 
 class Judge:
     """Answers by a fixed rule; remembers what it was asked; may fail on purpose."""
 
-    name, version = "judge", "1"
+    name, version, told, parameters = "judge", "1", "made up", 0
 
     def __init__(self, faults: int = 0, settings: str = "", bad: float | None = None) -> None:
         self.asked: list[list[Candidate]] = []
         self._faults, self._settings, self._bad = faults, settings, bad
+
+    def facts(self) -> Mapping[str, Any]:
+        return {}
 
     def fingerprint(self) -> str:
         return self._settings
@@ -53,6 +61,13 @@ def item(windows: list[tuple[float, float, float]], qid: str = "q1") -> Predicti
 
 def no_wait(seconds: float) -> None:
     pytest.fail(f"waited {seconds} s")
+
+
+NO_WAIT = Manner(wait=no_wait)
+
+
+def patient(waits: list[float], retries: int = 2) -> Manner:
+    return Manner(retries=retries, wait=waits.append, jitter=lambda: 0.0)
 
 
 rows = st.lists(
@@ -91,14 +106,14 @@ def test_beta_zero_asks_nothing_and_returns_what_came_in() -> None:
 def test_batches_and_equal_questions() -> None:
     judge = Judge()
     items = [item([(i, i + 1, 0.5) for i in range(5)]), item([(0, 1, 0.5)]), item([(0, 1, 0.5)], "q2")]
-    done = rerank(items, judge, beta=1, batch=4)
+    done = rerank(items, judge, beta=1, manner=Manner(batch=4))
     assert [len(part) for part in judge.asked] == [4, 2]
     assert (done.asked, done.remembered) == (6, 0)
 
 
 def test_a_second_run_is_free_and_survives_a_kill(tmp_path: Path) -> None:
     items = [item([(i, i + 1, 0.5) for i in range(6)], f"q{q}") for q in range(3)]
-    first = rerank(items, Judge(), beta=0.4, batch=4, cache=Cache(tmp_path))
+    first = rerank(items, Judge(), beta=0.4, manner=Manner(batch=4), cache=Cache(tmp_path))
     judge = Judge()
     again = rerank(items, judge, beta=0.4, cache=Cache(tmp_path))
     assert judge.asked == []
@@ -156,14 +171,14 @@ def test_broken_lines_are_skipped_and_counted(tmp_path: Path) -> None:
 def test_a_failed_batch_is_asked_one_by_one_then_again() -> None:
     questions = [Candidate("q1", "x", "v", 9.0, float(i), i + 1.0) for i in range(3)]
     judge = Judge(faults=1)
-    assert ask(judge, questions, wait=no_wait).scores == [opinion(i, i + 1) for i in range(3)]
+    assert ask(judge, questions, manner=NO_WAIT).scores == [opinion(i, i + 1) for i in range(3)]
     assert [len(part) for part in judge.asked] == [3, 1, 1, 1]
     # an answer outside 0..1 in a batch is not believed either
     for bad in (float("nan"), 1.5, -0.1):
         judge = Judge(bad=bad)
-        assert ask(judge, questions, wait=no_wait).scores == [opinion(i, i + 1) for i in range(3)]
+        assert ask(judge, questions, manner=NO_WAIT).scores == [opinion(i, i + 1) for i in range(3)]
     waits: list[float] = []
-    assert len(ask(Judge(faults=3), questions[:1], retries=3, wait=waits.append).scores) == 1
+    assert len(ask(Judge(faults=3), questions[:1], manner=patient(waits, 3)).scores) == 1
     assert waits == [1.0, 2.0, 4.0]
 
 
@@ -177,10 +192,10 @@ def test_no_answer_is_an_error_that_keeps_what_was_answered(tmp_path: Path) -> N
     questions = [Candidate("q1", "x", "v", 9.0, float(i), i + 1.0) for i in range(6)]
     waits: list[float] = []
     with pytest.raises(AmrctlError, match=r"qid q1, window \[4, 5\] of v: the line is cut"):
-        ask(Half(), questions, cache=Cache(tmp_path), batch=5, wait=waits.append)
+        ask(Half(), questions, cache=Cache(tmp_path), manner=replace(patient(waits), batch=5))
     assert waits == [1.0, 2.0]
     assert len(Cache(tmp_path)) == 4
-    assert ask(Half(), [*questions[:4], questions[3]], cache=Cache(tmp_path), wait=no_wait).asked == 0
+    assert ask(Half(), [*questions[:4], questions[3]], cache=Cache(tmp_path), manner=NO_WAIT).asked == 0
     assert ask(Judge(), questions, cache=Cache(tmp_path)).asked == 2
 
 
@@ -199,3 +214,80 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "odd" / FILE).mkdir(parents=True)
     with pytest.raises(OutputError, match="cannot read the cache"):
         Cache(tmp_path / "odd")
+
+
+def test_questions_about_one_recording_come_together() -> None:
+    asked = [Candidate(f"q{i}", "x", f"v{i % 3}", 9.0, 1.0, 2.0 + i) for i in range(9)]
+    judge = Judge()
+    found = ask(judge, asked, manner=Manner(batch=1)).scores
+    assert [part[0].vid for part in judge.asked] == [f"v{i // 3}" for i in range(9)]
+    assert found == [opinion(c.start, c.end) for c in asked]
+
+
+class Busy(Judge):
+    """Takes a moment, counts how many are asked at once, and has no answer for some windows."""
+
+    def __init__(self, bad: tuple[float, ...] = (), again: bool = True, after: float = 0.0) -> None:
+        super().__init__()
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        self.without, self.again, self.after = bad, again, after
+
+    def score(self, requests: Sequence[Candidate]) -> list[float]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.asked.append(list(requests))
+        try:
+            if any(request.start in self.without for request in requests):
+                raise VerifierError("no idea", again=self.again, after=self.after)
+            time.sleep(0.02)
+            return [opinion(r.start, r.end) for r in requests]
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def windows(count: int) -> list[Candidate]:
+    return [Candidate("q1", "x", "v", 99.0, float(i), i + 1.0) for i in range(count)]
+
+
+def test_several_at_once_give_the_same_answers_in_order(tmp_path: Path) -> None:
+    judge = Busy()
+    found = ask(judge, windows(20), cache=Cache(tmp_path), manner=Manner(batch=1, concurrency=4))
+    assert found.scores == [opinion(i, i + 1) for i in range(20)]
+    assert 2 <= judge.most <= 4
+    assert len(Cache(tmp_path)) == 20
+
+
+def test_what_is_in_flight_when_one_fails_is_kept(tmp_path: Path) -> None:
+    judge = Busy(bad=(3.0,), again=False)
+    with pytest.raises(AmrctlError, match=r"window \[3, 4\] of v: no idea"):
+        ask(judge, windows(40), cache=Cache(tmp_path), manner=Manner(batch=1, concurrency=4))
+    # every answer that was given is on the disk, and no question was put after the fault was seen
+    assert len(Cache(tmp_path)) == len(judge.asked) - 1
+    assert len(judge.asked) < 12
+
+
+def test_windows_without_an_answer_are_tolerated_up_to_a_number(tmp_path: Path) -> None:
+    waits: list[float] = []
+    judge = Busy(bad=(1.0, 3.0), after=30.0)
+    manner = replace(patient(waits, 1), batch=2, tolerate=2)
+    found = ask(judge, windows(5), cache=Cache(tmp_path), manner=manner)
+    assert [score is None for score in found.scores] == [False, True, False, True, False]
+    assert (found.asked, found.unanswered, len(Cache(tmp_path))) == (5, 2, 3)
+    assert waits == [30.0, 30.0]  # as long as was asked for
+    with pytest.raises(AmrctlError, match=r"window \[3, 4\] .* \(the 1 that are tolerated are used up\)"):
+        ask(judge, windows(5), manner=replace(manner, tolerate=1))
+    # the score of a window without an opinion stays
+    rows = [(float(i), i + 1.0, 0.9 - i / 10) for i in range(5)]
+    [done] = rerank([item(rows)], judge, beta=0.5, manner=manner).items
+    scores = {start: score for start, _, score in done.windows.tolist()}
+    assert (scores[1.0], scores[3.0]) == (rows[1][2], rows[3][2])
+    assert scores[2.0] == pytest.approx(0.35 + opinion(2, 3) / 2)
+
+
+def test_jitter_only_lengthens(tmp_path: Path) -> None:
+    waits: list[float] = []
+    with pytest.raises(AmrctlError):
+        ask(Judge(faults=99), windows(1), manner=Manner(retries=9, wait=waits.append, jitter=lambda: 1.0))
+    assert waits == [1.5, 3.0, 6.0, 12.0, 24.0, 48.0, 90.0, 90.0, 90.0]

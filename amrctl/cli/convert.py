@@ -17,7 +17,7 @@ def run(
     json_mode: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert weights between amrctl and the official QD-DETR baseline, both ways.
+    """Convert weights between amrctl and the official QD-DETR baseline or CG-DETR, both ways.
 
     `predict` reads official files directly; converting is needed to train on from them here, or
     to use weights trained here in the official code. Both give the same numbers in float32.

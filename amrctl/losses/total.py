@@ -40,6 +40,9 @@ class Criterion:
 
     def __init__(self, recipe: Recipe, detector: Detector) -> None:
         self.terms: list[LossTerm] = [registry.find("losses", c.kind).build(c) for c in recipe.losses]
+        for term in self.terms:
+            if hasattr(term, "official"):
+                term.official = recipe.compat == "official"
         for part in detector.components():
             own = getattr(part, "loss_terms", None)
             if own is not None:

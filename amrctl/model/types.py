@@ -103,7 +103,8 @@ class LossTerm(Protocol):
     A term may also have `branches = True` (it counts on every `Branch`), and `classifies = True`: then
     its `cost`, or else its weight, is the class cost of matching. A component's term that repeats a
     general one may have `unit = "span"`, `"giou"` or `"label"`: its weight then counts in units of that
-    cost, so that it follows the recipe's balance.
+    cost, so that it follows the recipe's balance. A general term with an attribute `official` is told there
+    whether the recipe asks for `compat: official`.
     """
 
     name: str

@@ -181,7 +181,7 @@ def test_not_a_checkpoint(cli: Cli, made: Heard, tmp_path: Path) -> None:
     ckpt.write_bytes(b"hello")
     assert "c.ckpt cannot be read" in refused(cli, made, out, ckpt)
     torch.save({"model": {"x": torch.zeros(2)}}, ckpt)
-    assert "not an official QD-DETR checkpoint" in refused(cli, made, out, ckpt)
+    assert "not a checkpoint of the official QD-DETR" in refused(cli, made, out, ckpt)
     torch.save({"model": _Touch(str(tmp_path / "harm"))}, ckpt)
     assert "c.ckpt cannot be read safely" in refused(cli, made, out, ckpt)
     assert not (tmp_path / "harm").exists()

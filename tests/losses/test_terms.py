@@ -14,10 +14,11 @@ from torch import Tensor
 from amrctl.data.batch import Batch
 from amrctl.errors import RecipeError
 from amrctl.losses.labels import Label, LabelConfig, counted, foreground
-from amrctl.losses.saliency import Saliency, SaliencyConfig, hinge, negative_pair, rank
+from amrctl.losses.saliency import Saliency, SaliencyConfig
 from amrctl.losses.spans import GiouConfig, SpanConfig, SpanGiou, SpanL1
 from amrctl.losses.total import Criterion
 from amrctl.model.detector import build
+from amrctl.model.layers.saliency import hinge, negative_pair, rank
 from amrctl.model.types import Matches, Output
 from tests.small import AUDIO_DIM, TEXT_DIM, batch, recipe
 
@@ -185,7 +186,7 @@ def test_saliency_is_its_three_parts_and_skips_rows_without_a_stranger() -> None
     targets.negative_row = torch.tensor([1, -1])
     curve, other = torch.randn(2, 2, 12, generator=torch.Generator().manual_seed(3))
     stranger = data.audio_mask & torch.tensor([[True], [False]])
-    term = Saliency(SaliencyConfig(weight=1, margin=0.7))
+    term = Saliency(SaliencyConfig(weight=1, margin=0.7, rows="together"))
     got = term(Output(saliency=curve, extras={"negative-pairs": other}), data, pairs(), 0)
     parts = (
         hinge(curve, targets.positives, targets.negatives, targets.pair_mask, 0.7)

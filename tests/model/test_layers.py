@@ -18,7 +18,7 @@ from amrctl.model.decoder.conditional import ConditionalLayer
 from amrctl.model.layers import spans as tensors
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
-from amrctl.model.layers.dropout import Dropout, drop, dropped
+from amrctl.model.layers.dropout import Dropout, DropPath, drop, dropped
 from amrctl.model.layers.encoder_layer import EncoderLayer
 from amrctl.model.layers.feedforward import MLP, Feedforward, input_blocks, xavier_
 from amrctl.model.layers.positions import frame_positions, span_positions
@@ -38,6 +38,31 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(p: float) -> None:
     kept = out[out != 0]
     assert torch.equal(kept, torch.full_like(kept, 1 / (1 - rate)))
     assert float(out.double().mean()) == pytest.approx(1.0, abs=5 * math.sqrt(rate / (1 - rate) / n))
+
+
+def test_drop_path_drops_or_scales_whole_rows() -> None:
+    torch.manual_seed(0)
+    n, p = 20_000, 0.2
+    x = torch.ones(n, 2, 3, dtype=torch.float64, requires_grad=True)
+    made = DropPath(p)
+    out = made(x)
+    rows = out.detach()[:, 0, 0]
+    assert torch.equal(out, rows[:, None, None].expand_as(out))
+    kept = rows != 0
+    torch.testing.assert_close(rows[kept], torch.full_like(rows[kept], 1 / (1 - p)))
+    assert abs(float((~kept).double().mean()) - p) < 5 * math.sqrt(p * (1 - p) / n)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out)  # the same rows, the same scale
+    assert torch.equal(made.eval()(x), x)
+    assert torch.equal(DropPath(0.0)(x), x)
+
+
+def test_layers_take_one_of_both_for_their_branches() -> None:
+    made = EncoderLayer(16, 2, 24, 0.3, drop_path=0.4), EncoderLayer(16, 2, 24, 0.3)
+    assert [type(layer.dropout) for layer in made] == [DropPath, Dropout]
+    assert [layer.dropout.p for layer in made] == [0.4, 0.3]
+    assert all(layer.feedforward.dropout.p == 0.3 for layer in made)
 
 
 def test_dropout_masks_are_independent() -> None:

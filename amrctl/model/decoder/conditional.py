@@ -20,21 +20,19 @@ from torch import Tensor, nn
 
 from amrctl.data.batch import Batch
 from amrctl.model.layers.attention import attend, join_heads, key_mask, require_heads, split_heads
-from amrctl.model.layers.dropout import Dropout
+from amrctl.model.layers.dropout import branch_dropout
 from amrctl.model.layers.feedforward import MLP, Feedforward, xavier_
+from amrctl.model.layers.options import LayerConfig
 from amrctl.model.layers.positions import span_positions
 from amrctl.model.layers.spans import logit
 from amrctl.model.types import Decoded, Dims, Memory
-from amrctl.registry import ComponentConfig, component
+from amrctl.registry import component
 
 
-class ConditionalConfig(ComponentConfig):
+class ConditionalConfig(LayerConfig):
     kind: Literal["conditional"] = "conditional"
     layers: int = Field(2, ge=1)
     queries: int = Field(10, ge=1)
-    heads: int = Field(8, ge=1)
-    inner: int | None = Field(None, ge=1, description="feed-forward width; default 4 x hidden")
-    dropout: float = Field(0.1, ge=0, lt=1)
 
 
 @dataclass
@@ -86,7 +84,15 @@ class _OutProjection(nn.Module):
 class ConditionalLayer(nn.Module):
     """Self-attention among queries, cross-attention to the audio, feed-forward; post-norm."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float, first: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        dropout: float,
+        first: bool,
+        drop_path: float | None = None,
+    ) -> None:
         super().__init__()
         require_heads(width, heads)
         self.heads, self.first = heads, first
@@ -108,7 +114,7 @@ class ConditionalLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = branch_dropout(dropout, drop_path)
 
     def forward(
         self,
@@ -161,10 +167,10 @@ class ConditionalDecoder(nn.Module):
     def __init__(self, config: ConditionalConfig, dims: Dims, hooks: dict[str, DecoderHook]) -> None:
         super().__init__()
         width = dims.hidden
-        inner = config.inner or 4 * width
+        inner = config.inner_width(width)
         self.hooks = nn.ModuleDict(hooks)
         self.layers = nn.ModuleList(
-            ConditionalLayer(width, config.heads, inner, config.dropout, first=i == 0)
+            ConditionalLayer(width, config.heads, inner, config.dropout, i == 0, config.drop_path)
             for i in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)

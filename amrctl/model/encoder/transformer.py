@@ -10,18 +10,16 @@ from pydantic import Field
 from torch import nn
 
 from amrctl.model.layers.attention import key_mask
-from amrctl.model.layers.encoder_layer import EncoderLayer
+from amrctl.model.layers.encoder_layer import encoder_layers
 from amrctl.model.layers.feedforward import xavier_
+from amrctl.model.layers.options import LayerConfig
 from amrctl.model.types import Dims, Memory
-from amrctl.registry import ComponentConfig, component
+from amrctl.registry import component
 
 
-class TransformerConfig(ComponentConfig):
+class TransformerConfig(LayerConfig):
     kind: Literal["transformer"] = "transformer"
     layers: int = Field(2, ge=1)
-    heads: int = Field(8, ge=1)
-    inner: int | None = Field(None, ge=1, description="feed-forward width; default 4 x hidden")
-    dropout: float = Field(0.1, ge=0, lt=1)
 
 
 @component("encoder", "transformer", TransformerConfig)
@@ -30,10 +28,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, dims: Dims) -> None:
         super().__init__()
-        inner = config.inner or 4 * dims.hidden
-        self.layers = nn.ModuleList(
-            EncoderLayer(dims.hidden, config.heads, inner, config.dropout) for _ in range(config.layers)
-        )
+        self.layers = encoder_layers(config, dims.hidden, config.layers)
         xavier_(self)
 
     def forward(self, memory: Memory) -> Memory:

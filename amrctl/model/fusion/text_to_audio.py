@@ -14,36 +14,29 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from amrctl.model.layers.attention import MultiheadAttention, key_mask
-from amrctl.model.layers.dropout import Dropout
-from amrctl.model.layers.feedforward import Feedforward, xavier_
+from amrctl.model.layers.cross_layer import CrossLayer
+from amrctl.model.layers.feedforward import xavier_
+from amrctl.model.layers.options import LayerConfig
 from amrctl.model.types import Dims, Tokens
-from amrctl.registry import ComponentConfig, component
+from amrctl.registry import component
 
 
-class TextToAudioConfig(ComponentConfig):
+class TextToAudioConfig(LayerConfig):
     kind: Literal["text-to-audio"] = "text-to-audio"
     layers: int = Field(2, ge=1)
-    heads: int = Field(8, ge=1)
-    inner: int | None = Field(None, ge=1, description="feed-forward width; default 4 x hidden")
-    dropout: float = Field(0.1, ge=0, lt=1)
 
 
-class TextToAudioLayer(nn.Module):
-    """x = audio + attention; out = norm2(x + feedforward(norm1(x)))."""
+class TextToAudioLayer(CrossLayer):
+    """Attention with input projections, in a `CrossLayer`."""
 
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
-        super().__init__()
-        self.self_attn = MultiheadAttention(width, heads, dropout)
-        self.feedforward = Feedforward(width, inner, dropout)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+    def __init__(
+        self, width: int, heads: int, inner: int, dropout: float, drop_path: float | None = None
+    ) -> None:
+        super().__init__(MultiheadAttention(width, heads, dropout), width, inner, dropout, drop_path)
 
     def forward(self, audio: Tensor, position: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """`audio`, `position` [B, T, H]; `text` [B, L, H]; `mask` as in `attend`; [B, T, H]."""
-        x = audio + self.dropout(self.self_attn(audio + position, text, text, mask))
-        out: Tensor = self.norm2(x + self.dropout(self.feedforward(self.norm1(x))))
-        return out
+        return self.update(audio, self.self_attn(audio + position, text, text, mask))
 
 
 def released_mask(audio_mask: Tensor, text_mask: Tensor, heads: int) -> Tensor:
@@ -65,10 +58,11 @@ class TextToAudio(nn.Module):
 
     def __init__(self, config: TextToAudioConfig, dims: Dims) -> None:
         super().__init__()
-        inner = config.inner or 4 * dims.hidden
+        inner = config.inner_width(dims.hidden)
         self.heads, self.official = config.heads, dims.official
         self.layers = nn.ModuleList(
-            TextToAudioLayer(dims.hidden, config.heads, inner, config.dropout) for _ in range(config.layers)
+            TextToAudioLayer(dims.hidden, config.heads, inner, config.dropout, config.drop_path)
+            for _ in range(config.layers)
         )
         xavier_(self)
 

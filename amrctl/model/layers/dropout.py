@@ -83,6 +83,28 @@ def drop(x: Tensor, p: float, training: bool) -> Tensor:
     return dropped_x
 
 
+def branch_dropout(p: float, drop_path: float | None) -> nn.Module:
+    """What a residual layer does to its branches: `DropPath` where a rate for it is given, else `Dropout`."""
+    return Dropout(p) if drop_path is None else DropPath(drop_path)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016) by row of the batch: a branch is dropped whole or scaled.
+
+    `p` is the chance of the former; the scale 1 / (1 - p) keeps the mean.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.p
+        return x * (kept.to(x.dtype) / (1.0 - self.p))
+
+
 class Dropout(nn.Module):
     """`drop` as a module."""
 

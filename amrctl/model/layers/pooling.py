@@ -1,9 +1,10 @@
-"""Means over what is real."""
+"""Means over what is real, and how alike rows are."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from amrctl.model.layers.spans import to_start_end
 
@@ -12,6 +13,17 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real rows (0 where there is none), [B, L, H] and [B, L] bool → [B, H] float32."""
     total = rows.float().masked_fill(~mask[..., None], 0.0).sum(1)
     return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def off_diagonal_cosine(rows: Tensor) -> Tensor:
+    """Mean absolute cosine of different rows, over all N x N places, [..., N, H] → scalar.
+
+    Of two rows only the first learns from their cosine, as in CG-DETR's released code; the mean holds
+    each pair both ways.
+    """
+    unit = functional.normalize(rows.float(), dim=-1)
+    cosine = unit @ unit.detach().transpose(-1, -2)
+    return (cosine * (1 - torch.eye(rows.shape[-2], device=rows.device))).abs().mean()
 
 
 def window_mean(audio: Tensor, lengths: Tensor, spans: Tensor) -> Tensor:

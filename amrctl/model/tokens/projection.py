@@ -1,7 +1,8 @@
 """Tokens of the official baseline: projected audio (with TEF) and text, and one summary token.
 
 Source: QD-DETR (Moon et al., CVPR 2023) in its DCASE 2026 Task 6 form; TEF as in the Guangzhou
-report, eq. 2, appended to the audio features before projection.
+report, eq. 2, appended to the audio features before projection. Token types (`types`) are CG-DETR's
+(Moon et al., 2023), which makes its summary token of other things (`summary: none`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ class ProjectionConfig(ComponentConfig):
     layers: int = Field(2, ge=1, description="input blocks per side")
     dropout: float = Field(0.5, ge=0, lt=1)
     tef: Literal["concat-2d"] | None = "concat-2d"
+    types: bool = Field(False, description="add a learned vector to all audio and another to all text tokens")
+    summary: Literal["learned", "none"] = Field(
+        "learned", description="the summary token; none: zeros, where a fusion component makes it"
+    )
+
+
+_TEXT, _AUDIO = 0, 1  # rows of the type vectors, as in the released code
 
 
 def tef_columns(lengths: Tensor, frames: int) -> Tensor:
@@ -50,8 +58,11 @@ class Projection(nn.Module):
         width = dims.audio[0] + (2 if self.tef else 0)
         self.audio = input_blocks(width, dims.hidden, config.layers, config.dropout)
         self.text = input_blocks(dims.text[0], dims.hidden, config.layers, config.dropout)
-        self.summary = nn.Parameter(torch.randn(dims.hidden))
-        self.summary_position = nn.Parameter(torch.randn(dims.hidden))
+        self.types = nn.Parameter(torch.randn(2, dims.hidden) * 0.02) if config.types else None
+        self.learned = config.summary == "learned"
+        if self.learned:
+            self.summary = nn.Parameter(torch.randn(dims.hidden))
+            self.summary_position = nn.Parameter(torch.randn(dims.hidden))
 
     def forward(self, batch: Batch) -> Tokens:
         """Project the main streams of `batch`."""
@@ -60,13 +71,18 @@ class Projection(nn.Module):
         if self.tef:
             columns = tef_columns(heard.lengths, audio.shape[1]) * heard.mask[..., None]
             audio = torch.cat((audio, columns), dim=-1)
+        audio, text = self.audio(audio), self.text(batch.text[0])
+        if self.types is not None:
+            audio, text = audio + self.types[_AUDIO], text + self.types[_TEXT]
+        none = audio.new_zeros(self.hidden)
+        summary, position = (self.summary, self.summary_position) if self.learned else (none, none)
         size = len(batch)
         return Tokens(
-            audio=batch.spread(self.audio(audio)),
+            audio=batch.spread(audio),
             audio_mask=batch.audio_mask,
             audio_position=batch.spread(frame_positions(heard.mask, self.hidden)),
-            text=self.text(batch.text[0]),
+            text=text,
             text_mask=batch.text_mask[0],
-            summary=self.summary.expand(size, -1),
-            summary_position=self.summary_position.expand(size, -1),
+            summary=summary.expand(size, -1),
+            summary_position=position.expand(size, -1),
         )

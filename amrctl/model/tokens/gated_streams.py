@@ -16,21 +16,17 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from amrctl.data.batch import Batch
 from amrctl.model.layers.feedforward import input_blocks
-from amrctl.model.tokens.projection import Projection, ProjectionConfig
+from amrctl.model.tokens.projection import Projection, ProjectionOptions
 from amrctl.model.types import Dims, Tokens
-from amrctl.registry import ComponentConfig, component
+from amrctl.registry import component
 
 
-class GatedStreamsConfig(ComponentConfig):
+class GatedStreamsConfig(ProjectionOptions):
     kind: Literal["gated-streams"] = "gated-streams"
-    layers: int = Field(2, ge=1, description="input blocks of each stream")
-    dropout: float = Field(0.5, ge=0, lt=1)
-    tef: Literal["concat-2d"] | None = Field("concat-2d", description="on the main audio stream")
 
 
 class Gated(nn.Module):
@@ -72,8 +68,7 @@ class GatedStreams(Projection):
     """`projection` of the main streams, plus the gated others; parameters of the main ones as there."""
 
     def __init__(self, config: GatedStreamsConfig, dims: Dims) -> None:
-        main = ProjectionConfig(layers=config.layers, dropout=config.dropout, tef=config.tef)
-        super().__init__(main, replace(dims, audio=dims.audio[:1], text=dims.text[:1]))
+        super().__init__(config, replace(dims, audio=dims.audio[:1], text=dims.text[:1]))
 
         def gated(widths: tuple[int, ...]) -> nn.ModuleList:
             return nn.ModuleList(Gated(w, dims.hidden, config.layers, config.dropout) for w in widths)

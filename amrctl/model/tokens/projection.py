@@ -21,8 +21,9 @@ from amrctl.model.types import Dims, Tokens
 from amrctl.registry import ComponentConfig, component
 
 
-class ProjectionConfig(ComponentConfig):
-    kind: Literal["projection"] = "projection"
+class ProjectionOptions(ComponentConfig):
+    """What every way to project streams can be told."""
+
     layers: int = Field(2, ge=1, description="input blocks per side")
     dropout: float = Field(0.5, ge=0, lt=1)
     tef: Literal["concat-2d"] | None = "concat-2d"
@@ -30,6 +31,10 @@ class ProjectionConfig(ComponentConfig):
     summary: Literal["learned", "none"] = Field(
         "learned", description="the summary token; none: zeros, where a fusion component makes it"
     )
+
+
+class ProjectionConfig(ProjectionOptions):
+    kind: Literal["projection"] = "projection"
 
 
 _TEXT, _AUDIO = 0, 1  # rows of the type vectors, as in the released code
@@ -46,7 +51,7 @@ def tef_columns(lengths: Tensor, frames: int) -> Tensor:
 class Projection(nn.Module):
     """Input blocks for audio and text, a learned summary token, sine positions for audio."""
 
-    def __init__(self, config: ProjectionConfig, dims: Dims) -> None:
+    def __init__(self, config: ProjectionOptions, dims: Dims) -> None:
         super().__init__()
         if len(dims.audio) > 1 or len(dims.text) > 1:
             raise RecipeError(

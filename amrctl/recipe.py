@@ -76,6 +76,7 @@ class Train(_Strict):
     clip: float | None = Field(0.1, gt=0, description="largest norm of the gradient")
     max_windows: int = Field(5, ge=1, description="moments of a query used per epoch")
     max_frames: int = Field(300, ge=1, description="longer recordings are cut")
+    shift: bool = Field(False, description="roll every recording by a random offset that cuts no moment")
     metrics: list[str] = Field(default=["R1@0.7", "mAP"], min_length=1, description="the first is primary")
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
     patience: int | None = Field(None, ge=1, description="validations without a better primary metric")

@@ -14,6 +14,7 @@ SEVERAL = {
     "pretrain": _TRAINING,
     "finetune": _TRAINING,
     "distill": (*_TRAINING, "--teacher"),
+    "soup": ("--val", "--fisher-data"),
     "predict": ("--checkpoint", "--test"),
     "evaluate": ("--against",),
     "submit": ("--development-scores",),

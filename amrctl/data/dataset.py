@@ -1,9 +1,9 @@
 """Queries and features in memory, and the batches that are drawn from them.
 
 A training epoch is a pure function of (seed, epoch): the order, the windows drawn of queries with
-many, the frames drawn for the saliency pairs. Nothing is read from disk after construction. Features and
-labels are packed, so that a batch is gathered by index, where `place` put them: on the host, or on
-the device that computes.
+many, the temporal shift, the frames drawn for the saliency pairs. Nothing is read from disk after
+construction. Features and labels are packed, so that a batch is gathered by index, where `place` put
+them: on the host, or on the device that computes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amrctl.data.manifest import Manifest, Query
 from amrctl.data.streams import FeatureSource, Gathered, hop_of, load_streams
 from amrctl.data.targets import clip_windows, mix
 from amrctl.data.teacher import TeacherSet
-from amrctl.errors import ManifestError
+from amrctl.errors import ManifestError, RecipeError
 from amrctl.recipe import Recipe
 from amrctl.spans import Floats
 
@@ -48,7 +48,8 @@ class Moments:
     """A manifest with its features, ready to be batched for training or for evaluation.
 
     Raises `FeatureError` for missing streams or ids, `ManifestError` when training data has
-    queries without windows or none are left. `notes` counts what had to be changed.
+    queries without windows or none are left, `RecipeError` for a shift with `compat: official`.
+    `notes` counts what had to be changed.
     """
 
     def __init__(
@@ -71,6 +72,10 @@ class Moments:
         if teacher is not None:
             teacher.require(manifest)
         self.official = recipe.compat == "official"
+        if training and self.official and recipe.train.shift:
+            raise RecipeError(
+                "train.shift: the released code shifts nothing; leave out this or compat=official"
+            )
         self._audio, self._text = load_streams(
             features, recipe, list(manifest.recordings), [q.qid for q in manifest]
         )
@@ -138,7 +143,7 @@ class Moments:
         negatives = self._there(np.concatenate([self._negative_rows(rows) for rows in batches]))
         at = 0
         for rows, there in zip(batches, self._split(batches), strict=True):
-            batch = self._batch(rows, there)
+            batch = self._batch(rows, there, drawn.offset)
             negative_row = negatives[at : at + len(rows)]
             batch.targets = self._labels.batch(drawn, rows, there, batch.audio_mask, negative_row)
             at += len(rows)
@@ -261,6 +266,7 @@ class Moments:
                 hop=self.hop,
                 limit=self.recipe.train.max_windows,
                 official=self.official,
+                shift=self.recipe.train.shift,
                 teacher=taught or None,
             )
 
@@ -286,15 +292,17 @@ class Moments:
         parts: tuple[Tensor, ...] = self._there(np.concatenate(batches)).split([len(b) for b in batches])
         return parts
 
-    def _batch(self, rows: Ints, there: Tensor) -> Batch:
+    def _batch(self, rows: Ints, there: Tensor, offset: Tensor | None = None) -> Batch:
+        """One batch; `offset`: frames that every item's recording is rolled by."""
         column = {name: values[there] for name, values in self._columns.items()}
         lengths = self._lengths[rows]
         recordings, row, share = None, None, None
-        if not self.training:  # in training, dropout differs between the queries of a recording
+        if not self.training:  # in training, dropout and shift differ between a recording's queries
             share = _distinct(self._vid_codes[rows], self._starts[rows], lengths)
         audio: Sequence[Tensor]
         if share is None:
-            audio, mask = _gather(self._audio, column["audio"], column["frames"], lengths)
+            rolled = None if offset is None else offset[there]
+            audio, mask = _gather(self._audio, column["audio"], column["frames"], lengths, rolled)
         else:
             first, row = (self._there(index) for index in share)
             frames = column["frames"][first]
@@ -337,10 +345,10 @@ def fits(size: int, device: torch.device) -> bool:
 
 
 def _gather(
-    streams: list[Gathered], first: Tensor, frames: Tensor, lengths: Ints
+    streams: list[Gathered], first: Tensor, frames: Tensor, lengths: Ints, offset: Tensor | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Every audio stream of some chunks, and their mask; `lengths` is `frames` on the host."""
-    made = [stream.gather(first, frames, lengths) for stream in streams]
+    made = [stream.gather(first, frames, lengths, offset) for stream in streams]
     return tuple(rows for rows, _ in made), made[0][1]
 
 

@@ -197,7 +197,8 @@ def read_manifests(
             if query.qid in origin:
                 other, same = origin[query.qid]
                 raise ManifestError(
-                    f"{where} is also at {other}:{same.line}; qids must differ over all files"
+                    f"{where} is also at {other}:{same.line}; qids must differ over all files, so rename "
+                    "one or leave a file out"
                 )
             origin[query.qid] = (manifest.path, query)
             other, same = durations.setdefault(query.vid, (manifest.path, query))

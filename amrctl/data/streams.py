@@ -63,23 +63,37 @@ class Gathered:
         if self._norms is not None:
             self._norms = self._norms.to(device)
 
-    def gather(self, first: Tensor, lengths: Tensor, counts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def gather(
+        self,
+        first: Tensor,
+        lengths: Tensor,
+        counts: npt.NDArray[np.int64],
+        offset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The packed rows `first .. first + lengths` of every pair, read in one go.
 
-        `first`, `lengths` [B] int64, where the rows are; `counts`: the same lengths on the host.
+        `first`, `lengths` [B] int64, where the rows are; `counts`: the same lengths on the host;
+        `offset` [B] int64, 0 or more: rows that each pair is rolled to the right by, cyclically.
         Returns float32 [B, longest, D], zero on padding, and the mask [B, longest] bool.
         """
-        index, real = ranges(first, lengths, int(counts.max()))
+        index, real = ranges(first, lengths, int(counts.max()), offset)
         rows = self._rows.index_select(0, index.flatten()).float().view(*index.shape, -1)
         if self._norms is not None:
             rows /= self._norms[index][..., None]
         return (rows.mul_(real[..., None]) if counts.min() < counts.max() else rows), real
 
 
-def ranges(first: Tensor, lengths: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """`first[b] + t` [B, longest] int64 for `t < lengths[b]`, and where that holds; elsewhere `first`."""
+def ranges(
+    first: Tensor, lengths: Tensor, longest: int, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`first[b] + t` [B, longest] int64 for `t < lengths[b]`, and where that holds; elsewhere `first`.
+
+    With `offset` [B], t counts from there backwards, cyclically: `(t - offset) % lengths`.
+    """
     steps = torch.arange(max(longest, 1), device=first.device)
     real = steps < lengths[:, None]
+    if offset is not None:
+        steps = (steps - offset[:, None]) % lengths[:, None].clamp(min=1)
     return first[:, None] + steps * real, real
 
 

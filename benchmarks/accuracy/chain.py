@@ -32,9 +32,11 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
     if not all((folder / EXACT).is_file() for folder in folders):
         return
     made_of = [provenance.sha256(folder / EXACT) for folder in folders]
+    soups: dict[str, list[str | Path]] = {"soup": ["--uniform"]}
+    soups |= {f"{way} soup": _soup_options(way, data) for way in row.soups}
     if path.is_file() and not again:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.get("made_of") == made_of:
+        if stored.get("made_of") == made_of and set(soups) <= set(stored["made"]):
             return
     commands = Commands()
     out = places.work / data.name / "runs" / f"{row.name}.chain"
@@ -50,14 +52,15 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
             "rerank", folder / ROUNDED, "--verifier", "similarity", "--features", data.main_features,
             "--train", data.manifest("train"), "--cache", out / "cache", "--overwrite", "--out", target,
         )  # fmt: skip
-    soup = out / "soup.safetensors"
     checkpoints = [folder / "finetune" / "best.safetensors" for folder in folders]
-    commands.amrctl("soup", *checkpoints, "--uniform", "--overwrite", "--out", soup)
-    made["soup"] = [out / "soup.jsonl"]
-    commands.amrctl(
-        "predict", "--checkpoint", soup, "--features", data.features, "--test", data.manifest("test"),
-        "--overwrite", "--out", made["soup"][0],
-    )  # fmt: skip
+    for name, words in soups.items():
+        soup = out / f"{name.replace(' ', '-')}.safetensors"
+        commands.amrctl("soup", *checkpoints, *words, "--overwrite", "--out", soup)
+        made[name] = [soup.with_suffix(".jsonl")]
+        commands.amrctl(
+            "predict", "--checkpoint", soup, "--features", data.features, "--test", data.manifest("test"),
+            "--overwrite", "--out", made[name][0],
+        )  # fmt: skip
     rounded = [folder / ROUNDED for folder in folders]
     results: dict[str, Any] = {}
     for name, files in made.items():
@@ -68,3 +71,9 @@ def run_chain(row: Row, data: DataSet, seeds: Sequence[int], places: Places, *, 
         }
     told = {"row": row.name, "set": data.name, "seeds": list(seeds), "made_of": made_of, "made": results}
     provenance.write_json(path, {**told, "commands": commands.ran})
+
+
+def _soup_options(way: str, data: DataSet) -> list[str | Path]:
+    """The words of `soup` that average by looking at the validation queries."""
+    manifest = {"greedy": "--val", "fisher": "--fisher-data"}[way]
+    return [f"--{way}", manifest, data.manifest("val"), "--features", data.features]

@@ -25,7 +25,8 @@ class Row:
     `init`: the row whose run of the same seed it goes on from. `before`: commands that make what
     `options`, further words of the training command, name. `make`: commands instead of a training;
     the last writes `{out}`. All three are templates, see `run.Places.fill`. `streams`: it reads all
-    streams of the set, which the plan names.
+    streams of the set, which the plan names. `soups`: besides the uniform soup of its seeds, `greedy` and
+    `fisher`, both by the validation queries.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     make: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     streams: bool = False
+    soups: tuple[str, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -102,7 +104,7 @@ def read_plan(path: Path = HERE / "rows.yaml") -> Plan:
     rows = {}
     for name, given in raw["rows"].items():
         unknown = set(given) - {f.name for f in fields(Row)} | {"name"} & set(given)
-        foreign = set(given.get("sets", ())) - set(SETS)
+        foreign = set(given.get("sets", ())) - set(SETS) | set(given.get("soups", ())) - {"greedy", "fisher"}
         if unknown or foreign or ("recipe" in given) == ("make" in given):
             raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'a recipe, or make'}")
         lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}

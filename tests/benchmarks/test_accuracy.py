@@ -20,10 +20,10 @@ from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
 from amrctl.data.npz import import_npz
 from amrctl.evaluation.moments import METRICS
-from benchmarks.accuracy import run, second, sets, tables
+from benchmarks.accuracy import chain, run, second, sets, tables
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.guess import best_fixed, drawn, guesses
-from benchmarks.accuracy.settings import HERE, REFERENCE, SETS, Plan, Row, read_plan
+from benchmarks.accuracy.settings import HERE, PRETRAINED, REFERENCE, SETS, Plan, Row, read_plan
 
 CLASSES = {
     "baby cry", "chainsaw", "clock tick", "dog bark", "fire crackling",
@@ -130,6 +130,10 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.yaml"
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"row typo: \['pretain'\]"):
+        read_plan(path)
+    raw["rows"]["typo"] = {"recipe": "qd-detr", "soups": ["greed"]}
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=r"row typo: \['greed'\]"):
         read_plan(path)
 
 
@@ -252,7 +256,7 @@ class Fake:
             out.write_text("predictions\n")
 
     def answer(self, *_: str | Path) -> dict[str, Any]:
-        return {"metrics": {name: {"mean": 12.34567} for name in METRICS}}
+        return {"metrics": {name: {"mean": 12.34567} for name in METRICS}, "against": {"metrics": {}}}
 
 
 @pytest.fixture
@@ -343,6 +347,35 @@ def test_a_row_may_be_made_of_others_without_training(
     assert str(runs / "fused.seed-1" / "test-permuted.jsonl") in Fake.words[3]
     assert result["recipe"] == {"make": list(made)}
     assert result["minutes"] == {}
+
+
+def test_a_row_may_ask_for_more_soups(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "Commands", Fake)
+    places = run.Places(tmp_path / "work", tmp_path / "results")
+    data = sets.DataSet("esc10", tmp_path / "work" / "esc10")
+    row = replace(read_plan().rows[PRETRAINED], soups=())
+    for seed in (0, 1):
+        folder = places.run("esc10", row.name, seed)
+        folder.mkdir(parents=True)
+        (folder / run.EXACT).write_text(f"predictions {seed}\n")
+
+    def soups(row: Row) -> list[list[str]]:
+        Fake.calls.clear()
+        Fake.words.clear()
+        chain.run_chain(row, data, (0, 1), places, again=False)
+        return [words for verb, words in zip(Fake.calls, Fake.words, strict=True) if verb == "soup"]
+
+    assert [words[2] for words in soups(row)] == ["--uniform"]
+    assert soups(row) == []  # stored
+    made = soups(replace(row, soups=("greedy", "fisher")))
+    checkpoints = [str(places.run("esc10", row.name, s) / "finetune" / "best.safetensors") for s in (0, 1)]
+    queries_and_features = [str(data.manifest("val")), "--features", str(data.features), "--overwrite"]
+    assert made[1][:-2] == [*checkpoints, "--greedy", "--val", *queries_and_features]
+    assert made[2][:-2] == [*checkpoints, "--fisher", "--fisher-data", *queries_and_features]
+    told = json.loads((places.results / "esc10" / f"{row.name}.chain.json").read_text())
+    assert [name for name in told["made"] if "soup" in name] == ["soup", "greedy soup", "fisher soup"]
 
 
 def test_an_unfinished_run_of_other_settings_is_removed(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from amrctl.model.checkpoint import read_metadata
-from amrctl.training import loop
+from amrctl.training import loop, run
 from tests.conftest import Cli
 from tests.training.tiny import Tiny, make
 
@@ -59,6 +59,47 @@ def test_pretrain_then_finetune_several_seeds(tiny: Tiny, tmp_path: Path, cli: C
     values = [entry["best"]["mAP"]["value"] for entry in summary["seeds"]]
     assert summary["summary"]["mAP"]["mean"] == pytest.approx(sum(values) / 3)
     assert json.loads((runs / "seeds.json").read_text())["done"] == [0, 1, 2]
+
+
+def test_several_training_manifests_are_one(tiny: Tiny, tmp_path: Path, cli: Cli) -> None:
+    lines = tiny.train.read_text().splitlines(keepends=True)
+    parts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    parts[0].write_text("".join(lines[:7]))
+    parts[1].write_text("".join(lines[7:]))
+    given = ("--recipe", tiny.recipe, "--val", tiny.val, "--features", tiny.features, *FAST)
+    for name, words in (
+        ("whole", ("--train", tiny.train)),
+        ("row", ("--train", *parts)),
+        ("repeated", ("--train", parts[0], "--train", parts[1])),
+    ):
+        result = cli("finetune", *words, *given, "--out", tmp_path / name)
+        assert result.code == 0, result.err
+    whole, row, repeated = (
+        load_file(tmp_path / n / "last.safetensors") for n in ("whole", "row", "repeated")
+    )
+    assert all(torch.equal(whole[key], row[key]) for key in whole)
+    assert all(torch.equal(whole[key], repeated[key]) for key in whole)
+    seen = read_metadata(tmp_path / "row" / "best.safetensors")["provenance"]["trained_on"]
+    assert [entry["path"] for entry in seen] == [str(part) for part in parts]
+    twice = cli("finetune", "--train", tiny.train, parts[1], *given, "--out", tmp_path / "twice")
+    assert twice.code == 2
+    assert f"{parts[1]}:1: qid 7 is also at {tiny.train}:8; qids must differ over all files" in twice.err
+    assert not (tmp_path / "twice").exists()
+
+
+def test_the_seeds_share_what_was_read(
+    tiny: Tiny, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[int] = []
+    original = run.load
+
+    def counted(*args: Any) -> run.Job:
+        loads.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(run, "load", counted)
+    result = cli("finetune", *inputs(tiny), "--seeds", "0-2", "--out", tmp_path / "runs", *FAST)
+    assert (result.code, len(loads)) == (0, 1)
 
 
 def test_existing_out(tiny: Tiny, tmp_path: Path, cli: Cli) -> None:

@@ -47,6 +47,16 @@ def test_cosine_is_torchs_cosine() -> None:
     assert build("cosine").factor(5, 1, 10) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
 
 
+def test_a_twentieth_of_warm_up_then_a_cosine_to_nothing() -> None:
+    """200 epochs of 40 steps: 400 rising steps, half the rate midway through the rest, nothing at the end."""
+    schedule = build("cosine", warmup=0.05)
+    factors = [schedule.factor(i, 40, 200) for i in range(8000)]
+    assert factors[:400] == pytest.approx([(i + 1) / 400 for i in range(400)])
+    assert factors[400 + 3800] == pytest.approx(0.5)
+    assert factors[400:] == sorted(factors[400:], reverse=True)
+    assert 0 < factors[-1] < 1e-6
+
+
 @given(
     st.sampled_from(["constant", "step", "cosine"]),
     st.floats(0, 0.99),

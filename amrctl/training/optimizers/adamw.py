@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class Config(ComponentConfig):
+class Rates(ComponentConfig):
     """Rates and decay; the defaults are the official baseline's."""
 
-    kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-4, gt=0, description="base learning rate, before the schedule's factor")
     weight_decay: float = Field(1e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
+
+
+class Config(Rates):
+    """No options of its own."""
+
+    kind: Literal["adamw"] = "adamw"
 
 
 @component("optimizer", "adamw", Config)

@@ -49,6 +49,9 @@ class Model(_Strict):
     """The detector's slots, in the order of the data flow."""
 
     hidden_dim: int = Field(256, ge=8)
+    activation: Literal["swish"] | None = Field(
+        None, description="x sigmoid(beta x), beta learned, in the place of every ReLU and PReLU"
+    )
     tokens: SerializeAsAny[ComponentConfig]
     fusion: list[SerializeAsAny[ComponentConfig]] = []
     encoder: list[SerializeAsAny[ComponentConfig]] = []

@@ -46,18 +46,21 @@ def recipe_with(slot: str, kind: str) -> Recipe:
     raw = raw_recipe()
     model = raw["model"]
     entry = options(slot, kind)
+    build = registry.find(slot, kind).build
+    for name in getattr(build, "replaces", ()):
+        model[slot].remove(name)
     if slot == "losses":
         raw["losses"].setdefault(kind, {k: v for k, v in entry.items() if k != "kind"})
     elif slot == "score":
         raw["inference"]["score"] = entry
-        model["heads"] += getattr(registry.find(slot, kind).build, "needs_heads", ())
+        model["heads"] += getattr(build, "needs_heads", ())
     elif slot in SINGLE:
         model[slot] = entry
     elif slot in ("fusion", "encoder"):
         model[slot] = [entry]
     elif kind not in model.get(slot, []):
         model[slot] = [*model.get(slot, []), entry]
-    for where, more in getattr(registry.find(slot, kind).build, "companions", {}).items():
+    for where, more in getattr(build, "companions", {}).items():
         model[where] = [*model.get(where, []), *more]
     return from_dict(raw, where=f"{slot} {kind}", stage="finetune")
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import amrctl
 from amrctl import registry
+from amrctl.data.batch import Batch
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile
 from amrctl.evaluation.moments import METRICS
@@ -61,12 +63,16 @@ def test_it_trains_and_predicts(path: Path, stage: Stage, features: Path) -> Non
     for epoch in range(2):
         (batch,) = train.epoch(0, epoch)
         detector.train()
-        loss = criterion(detector(batch), batch)
-        assert {name for name, value in loss.raw.items() if not value.isfinite()} == set()
-        names |= set(loss.raw)
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
+
+        def closure(batch: Batch = batch) -> Tensor:
+            loss = criterion(detector(batch), batch)
+            assert {name for name, value in loss.raw.items() if not value.isfinite()} == set()
+            names.update(loss.raw)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss.total)
+            return loss.total.detach()
+
+        optimizer.step(closure)
     assert {term.kind for term in recipe.losses} <= names
     still = {name for name, p in detector.named_parameters() if torch.equal(p, before[name])}
     declared = {f"decoder.{name}" for name in getattr(detector.decoder, "zero_gradient", ())}

@@ -128,6 +128,14 @@ class Moments:
             for side, streams in (("audio", self._audio), ("text", self._text))
         }
 
+    @property
+    def widths(self) -> Floats:
+        """Width of every training moment as a share of its recording, [M]."""
+        shares = [
+            (i.windows[:, 1] - i.windows[:, 0]) / i.seconds for i in self.items if i.windows is not None
+        ]
+        return np.concatenate(shares) if shares else np.zeros(0)
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -59,6 +59,9 @@ class Label:
         logits = need(output.logits, "label", "foreground")[layer].float()
         wanted = torch.ones(logits.shape[:2], dtype=torch.int64, device=logits.device)
         wanted[matches.row, matches.query] = 0
-        loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        if logits.shape[-1] == 1:  # one logit: foreground or not
+            loss = functional.binary_cross_entropy_with_logits(logits[..., 0], 1.0 - wanted, reduction="none")
+        else:
+            loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
         loss = torch.where(wanted == 0, loss, loss * self.background)
         return (loss * counted(output, batch, matches, layer)).mean()

@@ -12,6 +12,7 @@ from amrctl import registry
 from amrctl.data.batch import Batch
 from amrctl.errors import RecipeError
 from amrctl.model.heads.saliency import Saliency
+from amrctl.model.layers.activation import swish_
 from amrctl.model.types import Dims, Memory, Output, Tokens
 from amrctl.recipe import Recipe
 from amrctl.registry import ComponentConfig
@@ -118,7 +119,7 @@ def build(recipe: Recipe, audio_dims: Sequence[int], text_dims: Sequence[int], *
     """
     model = recipe.model
     dims = Dims(model.hidden_dim, tuple(audio_dims), tuple(text_dims), recipe.compat == "official")
-    return Detector(
+    detector = Detector(
         tokens=_make("tokens", model.tokens, dims),
         fusion=_slot("fusion", model.fusion, dims),
         encoder=_slot("encoder", model.encoder, dims),
@@ -127,3 +128,6 @@ def build(recipe: Recipe, audio_dims: Sequence[int], text_dims: Sequence[int], *
         refine=_slot("refine", model.refine, dims),
         auxiliary=_slot("auxiliary", model.auxiliary, dims) if training else {},
     )
+    if model.activation == "swish":
+        swish_(detector)
+    return detector

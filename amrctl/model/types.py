@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from amrctl.data.batch import Batch
+from amrctl.spans import Floats
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Dims:
     audio: tuple[int, ...]  # feature width per audio stream, main first
     text: tuple[int, ...]
     official: bool = False  # `compat: official`: the released code's behaviour where it differs
+
+
+@dataclass(frozen=True)
+class MomentStatistics:
+    """What a training stage tells of its moments before the first step, to a component that has a method
+    `start_from(statistics)`. The parameters that this sets are named in the component's `restarts`: they
+    are not taken over from an initial checkpoint."""
+
+    widths: Floats  # [M] of every training moment, as a share of its recording
 
 
 @dataclass

@@ -22,6 +22,7 @@ from amrctl.evaluation.moments import METRICS
 from amrctl.model import checkpoint
 from amrctl.model.checkpoint import Checkpoint
 from amrctl.model.detector import Detector, build
+from amrctl.model.types import MomentStatistics
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import Recipe
 from amrctl.run_folder import RunFolder, find_checkpoint
@@ -235,7 +236,8 @@ def load(request: Request, made_of: Mapping[str, Any], report: Reporter = SILENT
 def assemble(job: Job, seed: int) -> Detector:
     """The detector before its first step: fresh weights drawn from `seed`, then those of `init`.
 
-    Components that the checkpoint's recipe has not keep their fresh weights. A component with
+    Components that the checkpoint's recipe has not keep their fresh weights; those that start from the
+    training moments (`start_from`) do so whether or not there is a checkpoint. A component with
     `freezes_rest` leaves itself as the only one that trains. Raises `CheckpointError` when the
     checkpoint does not fit the recipe, `RecipeError` when fresh weights would be frozen.
     """
@@ -245,9 +247,21 @@ def assemble(job: Job, seed: int) -> Detector:
         where = str(job.init_path)
         changes = checkpoint.part_changes(job.init, job.recipe, where=where)
         skip = [f"{part}." for part in (*changes.added, *changes.dropped)]
-        checkpoint.load_into(detector, job.init, where=where, skip=skip)
+        checkpoint.load_into(detector, job.init, where=where, skip=[*skip, *_restarts(detector)])
+    statistics = MomentStatistics(job.train.widths)
+    for part in detector.components():
+        start = getattr(part, "start_from", None)
+        if start is not None:
+            start(statistics)
     _freeze(detector, trained=job.init is not None)
     return detector.to(job.device)
+
+
+def _restarts(detector: Detector) -> list[str]:
+    """Full names of the parameters that start from the training moments."""
+    return [
+        f"{path}.{name}" for path, part in detector.named_modules() for name in getattr(part, "restarts", ())
+    ]
 
 
 def _freeze(detector: Detector, *, trained: bool) -> None:
@@ -270,10 +284,14 @@ def _tell_other_encoders(init: Checkpoint, train: Moments, path: Path, report: R
 
 
 def _tell_other_parts(init: Checkpoint, recipe: Recipe, train: Moments, path: Path, report: Reporter) -> None:
-    """Say which parts start fresh and which are left behind. Raises `CheckpointError`."""
+    """Say which parts start fresh or anew and which are left behind. Raises `CheckpointError`."""
     changes = checkpoint.part_changes(init, recipe, where=str(path))
+    ours = build(recipe, train.audio_dims, train.text_dims, training=True)
+    again = [name for name in _restarts(ours) if name in init.tensors]
+    if again:
+        report.note(f"{', '.join(again)}: re-initialised from the training moments, not taken from {path}")
     if changes.added:
-        keys = build(recipe, train.audio_dims, train.text_dims, training=True).state_dict()
+        keys = ours.state_dict()
         fresh = [part for part in changes.added if any(key.startswith(f"{part}.") for key in keys)]
         if fresh:
             report.note(f"{path} has no {', '.join(fresh)}: fresh weights there, the rest is loaded")

@@ -31,6 +31,8 @@ SETS = (
     "train.patience=50",
     "train.shift=true",
     "train.optimizer={kind: periodic-asam, lr: 1.0e-3, every: 2}",
+    "model.decoder.widths=[50, 85]",  # set before the first step and never again
+    "model.auxiliary=[negative-pairs, {kind: sigreg, slices: 16}]",
 )
 
 

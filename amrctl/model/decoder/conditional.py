@@ -12,27 +12,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from amrctl.data.batch import Batch
+from amrctl.model.decoder.grid import grid_spans, require_grid
 from amrctl.model.layers.attention import attend, join_heads, key_mask, require_heads, split_heads
 from amrctl.model.layers.dropout import branch_dropout
 from amrctl.model.layers.feedforward import MLP, Feedforward, xavier_
 from amrctl.model.layers.options import LayerConfig
 from amrctl.model.layers.positions import span_positions
 from amrctl.model.layers.spans import logit
-from amrctl.model.types import Decoded, Dims, Memory
+from amrctl.model.types import Decoded, Dims, Memory, MomentStatistics
 from amrctl.registry import component
+
+_FROM_CONTENT = ("qcontent", "kcontent", "v")  # what self-attention makes of the content
 
 
 class ConditionalConfig(LayerConfig):
     kind: Literal["conditional"] = "conditional"
     layers: int = Field(2, ge=1)
     queries: int = Field(10, ge=1)
+    content: Literal["zero", "learned"] = Field("zero", description="content of the queries to begin with")
+    widths: tuple[Annotated[float, Field(ge=0, le=100)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="percentiles of the training moments' widths, from which reference spans start on "
+        "an even grid of places (Yokohama, 3.4); null: random ones",
+    )
 
 
 @dataclass
@@ -155,14 +165,7 @@ class ConditionalLayer(nn.Module):
 
 @component("decoder", "conditional", ConditionalConfig)
 class ConditionalDecoder(nn.Module):
-    """`layers` conditional layers over learned reference spans; the content starts at zero."""
-
-    # the content is zero before the first layer, so these get an exactly zero gradient
-    zero_gradient = (
-        "layers.0.sa_qcontent_proj.weight",
-        "layers.0.sa_kcontent_proj.weight",
-        "layers.0.sa_v_proj.weight",
-    )
+    """`layers` conditional layers over learned reference spans; the content starts at zero or is learned."""
 
     def __init__(self, config: ConditionalConfig, dims: Dims, hooks: dict[str, DecoderHook]) -> None:
         super().__init__()
@@ -188,11 +191,31 @@ class ConditionalDecoder(nn.Module):
             xavier_(part)
         nn.init.zeros_(self.bbox_embed.last.bias)
         self.query_embed = nn.Embedding(config.queries, 2)
+        self.content_embed: nn.Embedding | None = None
+        if config.content == "learned":
+            self.content_embed = nn.Embedding(config.queries, width)
+        else:
+            # the content is zero before the first layer, so these get an exactly zero gradient
+            self.zero_gradient = tuple(f"layers.0.sa_{name}_proj.weight" for name in _FROM_CONTENT)
+        self.widths = config.widths
+        if config.widths is not None:
+            require_grid(config.queries, len(config.widths))
+            self.restarts = ("query_embed.weight",)
+
+    def start_from(self, moments: MomentStatistics) -> None:
+        """With `widths`, put the references on the grid that fits the training moments."""
+        if self.widths is not None:
+            spans = grid_spans(moments.widths, self.widths, self.query_embed.num_embeddings)
+            with torch.no_grad():
+                self.query_embed.weight.copy_(logit(spans))
 
     def forward(self, memory: Memory, batch: Batch) -> Decoded:
         size, _, width = memory.audio.shape
         reference = self.query_embed.weight.sigmoid().expand(size, -1, -1)
-        content = torch.zeros(*reference.shape[:2], width, device=reference.device, dtype=memory.audio.dtype)
+        if self.content_embed is None:
+            content = reference.new_zeros(*reference.shape[:2], width, dtype=memory.audio.dtype)
+        else:
+            content = self.content_embed.weight.to(memory.audio.dtype).expand(size, -1, -1)
         queries = Queries(content, reference)
         for hook in self._hooks():
             queries = hook.start(queries, memory, batch)

@@ -2,7 +2,8 @@
 
 Source: CG-DETR (Moon et al., 2023, arXiv 2311.08835), clip-word correlation learner. There it exists in
 training only, within `clip-words`; as a component of its own it also runs at inference, for parts that
-want a summary of the text (`clip-words` uses it then with `sentence: fusion`).
+want a summary of the text (`clip-words` uses it then with `sentence: fusion`; the hook `film` does), as in
+the Yokohama report (DCASE 2026 Task 6), sections 2.3 and 2.4, there with register tokens.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ WORDS = f"{NAME}.words"
 class SentenceTokenConfig(LayerConfig):
     kind: Literal["sentence-token"] = "sentence-token"
     layers: int = Field(1, ge=1)
+    registers: int = Field(0, ge=0, description="learned tokens beside the sentence, dropped afterwards")
 
 
 @component("fusion", NAME, SentenceTokenConfig)
@@ -39,7 +41,7 @@ class SentenceToken(nn.Module):
 
     def __init__(self, config: SentenceTokenConfig, dims: Dims) -> None:
         super().__init__()
-        self.encoder = TokenEncoder(config, dims.hidden, config.layers)
+        self.encoder = TokenEncoder(config, dims.hidden, config.layers, config.registers)
 
     def forward(self, tokens: Tokens) -> Tokens:
         token, words = self.encoder(tokens.text, None, tokens.text_mask)

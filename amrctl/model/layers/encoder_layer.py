@@ -40,18 +40,38 @@ def encoder_layers(config: LayerConfig, width: int, count: int) -> nn.ModuleList
     )
 
 
+class Registers(nn.Module):
+    """Learned tokens behind a sequence, which take up attention that has nowhere to go.
+
+    Source: Darcet et al. (ICLR 2024) as in the Yokohama report (DCASE 2026 Task 6), section 2.3; who adds
+    them drops them after the last layer. Ours: N(0, 0.02) at the start, no position code.
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(0.02 * torch.randn(count, width))
+
+    def forward(self, x: Tensor, position: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` and `position` [B, T, H], `real` [B, T] → the same with `count` tokens more."""
+        count = len(self.tokens)
+        x = torch.cat((x, self.tokens.to(x.dtype).expand(len(x), -1, -1)), dim=1)
+        place = nn.functional.pad(position, (0, 0, 0, count))
+        return x, place, nn.functional.pad(real, (0, count), value=True)
+
+
 class TokenEncoder(nn.Module):
-    """A learned token reads rows: encoder layers over [token | rows].
+    """A learned token reads rows: encoder layers over [token | rows], and `registers` behind them.
 
     The arithmetic of CG-DETR's moment and sentence tokens (Moon et al., 2023). Its layers start as
     `torch.nn` layers do.
     """
 
-    def __init__(self, config: LayerConfig, width: int, count: int) -> None:
+    def __init__(self, config: LayerConfig, width: int, count: int, registers: int = 0) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(width))
         self.position = nn.Parameter(torch.randn(width))
         self.layers = encoder_layers(config, width, count)
+        self.registers = Registers(width, registers) if registers else None
 
     def forward(self, rows: Tensor, position: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
         """`rows` and `position` [B, T, H] (None: 0), `seen` [B, T] bool: rows that may be read.
@@ -63,7 +83,10 @@ class TokenEncoder(nn.Module):
         place = torch.zeros_like(rows) if position is None else position
         x = torch.cat((self.token.expand(size, 1, -1), rows), dim=1)
         place = torch.cat((self.position.expand(size, 1, -1), place), dim=1)
-        mask = key_mask(nn.functional.pad(seen, (1, 0), value=True))
+        real = nn.functional.pad(seen, (1, 0), value=True)
+        if self.registers is not None:
+            x, place, real = self.registers(x, place, real)
+        mask = key_mask(real)
         for layer in self.layers:
             x = layer(x, place, mask)
-        return x[:, 0], x[:, 1:]
+        return x[:, 0], x[:, 1 : rows.shape[1] + 1]

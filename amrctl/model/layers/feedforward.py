@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.dropout import Dropout
@@ -34,6 +33,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [width] + [hidden] * (depth - 1) + [out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.between = nn.ModuleList(nn.ReLU() for _ in range(depth - 1))
 
     @property
     def last(self) -> nn.Linear:
@@ -43,11 +43,10 @@ class MLP(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i < len(self.layers) - 1:
-                x = functional.relu(x)
-        return x
+        for layer, activation in zip(self.layers, self.between, strict=False):
+            x = activation(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out
 
 
 class InputBlock(nn.Module):
@@ -58,11 +57,11 @@ class InputBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
         self.linear = nn.Linear(width, out)
-        self.relu = relu
+        self.activation = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.linear(self.dropout(self.norm(x)))
-        return functional.relu(x) if self.relu else x
+        out: Tensor = self.activation(self.linear(self.dropout(self.norm(x))))
+        return out
 
 
 def input_blocks(width: int, hidden: int, depth: int, dropout: float) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Element-wise loops that torch does in several passes, or slowly, on a CPU: dropout and PReLU.
+"""Loops that torch does in several passes, or slowly, on a CPU: dropout, PReLU, powers of a rotation.
 
 Random bits are a hash of a key and a counter (SplitMix64: Steele, Lea and Flood, 2014), so that a
 mask is made again from its key in the backward pass instead of being stored. One 64-bit word serves
@@ -126,3 +126,49 @@ def prelu_backward_bfloat16(
         )
         for i in range(count):
             out[start + i] = _rounded(bits[2, i])
+
+
+@compiled
+def power_sums(cos: np.ndarray, sin: np.ndarray, real: np.ndarray, imaginary: np.ndarray) -> None:
+    """Add up cosines and sines of 1, 2, .. K times an angle over the rows.
+
+    `cos` and `sin` [n, S] of the angles; `real` and `imaginary` [K, S] are added to.
+    """
+    c, s = np.empty(BLOCK, cos.dtype), np.empty(BLOCK, cos.dtype)
+    for start in range(0, cos.shape[1], BLOCK):
+        count = min(BLOCK, cos.shape[1] - start)
+        for row in range(cos.shape[0]):
+            first_c, first_s = cos[row, start : start + count], sin[row, start : start + count]
+            for i in range(count):
+                c[i], s[i] = first_c[i], first_s[i]
+            for k in range(real.shape[0]):
+                sum_c, sum_s = real[k, start : start + count], imaginary[k, start : start + count]
+                for i in range(count):
+                    sum_c[i] += c[i]
+                    sum_s[i] += s[i]
+                    turned = c[i] * first_c[i] - s[i] * first_s[i]
+                    s[i] = s[i] * first_c[i] + c[i] * first_s[i]
+                    c[i] = turned
+
+
+@compiled
+def power_sums_backward(
+    cos: np.ndarray, sin: np.ndarray, of_cos: np.ndarray, of_sin: np.ndarray, out: np.ndarray
+) -> None:
+    """`out` [n, S] = sum over k of of_sin[k] cos(k angle) - of_cos[k] sin(k angle); as in `power_sums`."""
+    c, s, total = np.empty(BLOCK, cos.dtype), np.empty(BLOCK, cos.dtype), np.empty(BLOCK, cos.dtype)
+    for start in range(0, cos.shape[1], BLOCK):
+        count = min(BLOCK, cos.shape[1] - start)
+        for row in range(cos.shape[0]):
+            first_c, first_s = cos[row, start : start + count], sin[row, start : start + count]
+            for i in range(count):
+                c[i], s[i], total[i] = first_c[i], first_s[i], 0
+            for k in range(of_cos.shape[0]):
+                wanted_c, wanted_s = of_cos[k, start : start + count], of_sin[k, start : start + count]
+                for i in range(count):
+                    total[i] += wanted_s[i] * c[i] - wanted_c[i] * s[i]
+                    turned = c[i] * first_c[i] - s[i] * first_s[i]
+                    s[i] = s[i] * first_c[i] + c[i] * first_s[i]
+                    c[i] = turned
+            for i in range(count):
+                out[row, start + i] = total[i]

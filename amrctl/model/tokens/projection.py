@@ -1,8 +1,9 @@
 """Tokens of the official baseline: projected audio (with TEF) and text, and one summary token.
 
 Source: QD-DETR (Moon et al., CVPR 2023) in its DCASE 2026 Task 6 form; TEF as in the Guangzhou
-report, eq. 2, appended to the audio features before projection. Token types (`types`) are CG-DETR's
-(Moon et al., 2023), which makes its summary token of other things (`summary: none`).
+report, eq. 2, appended to the audio features before projection, or, as in the Yokohama report, as Fourier
+features added after it (`layers.fourier_tef`). Token types (`types`) are CG-DETR's (Moon et al., 2023),
+which makes its summary token of other things (`summary: none`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from amrctl.data.batch import Batch
 from amrctl.errors import RecipeError
 from amrctl.model.layers.feedforward import input_blocks
+from amrctl.model.layers.fourier_tef import FourierTef
 from amrctl.model.layers.positions import frame_positions
 from amrctl.model.types import Dims, Tokens
 from amrctl.registry import ComponentConfig, component
@@ -26,7 +28,10 @@ class ProjectionOptions(ComponentConfig):
 
     layers: int = Field(2, ge=1, description="input blocks per side")
     dropout: float = Field(0.5, ge=0, lt=1)
-    tef: Literal["concat-2d"] | None = "concat-2d"
+    tef: Literal["concat-2d", "fourier-3d"] | None = Field(
+        "concat-2d", description="time: two columns before projection, or Fourier features added after it"
+    )
+    bands: int = Field(16, ge=1, le=32, description="frequencies of fourier-3d, each twice the one before")
     types: bool = Field(False, description="add a learned vector to all audio and another to all text tokens")
     summary: Literal["learned", "none"] = Field(
         "learned", description="the summary token; none: zeros, where a fusion component makes it"
@@ -58,7 +63,7 @@ class Projection(nn.Module):
                 f"tokens component 'projection' reads one audio and one text stream; "
                 f"the recipe lists {len(dims.audio)} and {len(dims.text)} ('gated-streams' reads several)"
             )
-        self.tef = config.tef is not None
+        self.tef = config.tef == "concat-2d"
         self.hidden = dims.hidden
         width = dims.audio[0] + (2 if self.tef else 0)
         self.audio = input_blocks(width, dims.hidden, config.layers, config.dropout)
@@ -68,6 +73,7 @@ class Projection(nn.Module):
         if self.learned:
             self.summary = nn.Parameter(torch.randn(dims.hidden))
             self.summary_position = nn.Parameter(torch.randn(dims.hidden))
+        self.time = FourierTef(dims.hidden, config.bands) if config.tef == "fourier-3d" else None
 
     def forward(self, batch: Batch) -> Tokens:
         """Project the main streams of `batch`."""
@@ -79,6 +85,8 @@ class Projection(nn.Module):
         audio, text = self.audio(audio), self.text(batch.text[0])
         if self.types is not None:
             audio, text = audio + self.types[_AUDIO], text + self.types[_TEXT]
+        if self.time is not None:
+            audio = audio + self.time(heard.lengths, audio.shape[1])
         none = audio.new_zeros(self.hidden)
         summary, position = (self.summary, self.summary_position) if self.learned else (none, none)
         size = len(batch)

@@ -7,26 +7,36 @@ recipe's `train` block, the block of the running stage (`pretrain` or `finetune`
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from amrctl import registry
 from amrctl.errors import RecipeError, near
+from amrctl.recipe_base import STAGES, BaseRecipe, Ema, Stage, StageTrain
+from amrctl.recipe_base import Strict as _Strict
+from amrctl.recipe_edit import LIST_SLOTS, apply_set
+from amrctl.recipe_retrieval import RetrievalRecipe, RetrievalTrain
 from amrctl.registry import ComponentConfig
 
-Stage = Literal["pretrain", "finetune"]
-STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
-_LIST_SLOTS = ("fusion", "encoder", "heads", "refine", "auxiliary")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = [
+    "STAGES",
+    "AnyRecipe",
+    "Ema",
+    "Recipe",
+    "RetrievalRecipe",
+    "Stage",
+    "any_from_dict",
+    "apply_set",
+    "from_dict",
+    "load",
+    "load_any",
+    "shipped",
+]
 
 
 class Stream(_Strict):
@@ -53,40 +63,23 @@ class Model(_Strict):
         None, description="x sigmoid(beta x), beta learned, in the place of every ReLU and PReLU"
     )
     tokens: SerializeAsAny[ComponentConfig]
-    fusion: list[SerializeAsAny[ComponentConfig]] = []
-    encoder: list[SerializeAsAny[ComponentConfig]] = []
+    fusion: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
+    encoder: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
     decoder: SerializeAsAny[ComponentConfig]
-    hooks: list[SerializeAsAny[ComponentConfig]] = []
-    heads: list[SerializeAsAny[ComponentConfig]] = []
-    refine: list[SerializeAsAny[ComponentConfig]] = []
-    auxiliary: list[SerializeAsAny[ComponentConfig]] = []
+    hooks: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
+    heads: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
+    refine: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
+    auxiliary: list[SerializeAsAny[ComponentConfig]] = Field(default=[])
 
 
-class Ema(_Strict):
-    """Exponential moving average of the weights; the averaged weights are what is evaluated and saved."""
+class Train(StageTrain):
+    """How one stage trains a detector."""
 
-    decay: float = Field(0.999, gt=0, lt=1)
-
-
-class Train(_Strict):
-    """How one stage trains."""
-
-    epochs: int = Field(200, ge=1)
-    batch: int = Field(32, ge=1)
-    eval_batch: int = Field(100, ge=1)
-    optimizer: SerializeAsAny[ComponentConfig]
-    schedule: SerializeAsAny[ComponentConfig]
-    clip: float | None = Field(0.1, gt=0, description="largest norm of the gradient")
     max_windows: int = Field(5, ge=1, description="moments of a query used per epoch")
     max_frames: int = Field(300, ge=1, description="longer recordings are cut")
     shift: bool = Field(False, description="roll every recording by a random offset that cuts no moment")
-    metrics: list[str] = Field(default=["R1@0.7", "mAP"], min_length=1, description="the first is primary")
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
-    patience: int | None = Field(None, ge=1, description="validations without a better primary metric")
-    ema: Ema | None = None
     buckets: bool = Field(True, description="batch recordings of like length (seeded order)")
     bucket_pool: int = Field(16, ge=1, description="batches that buckets sort by length together")
-    compile: bool = Field(False, description="compile the detector's forward pass (torch.compile)")
 
 
 class SaliencyProposals(_Strict):
@@ -106,13 +99,11 @@ class Inference(_Strict):
     )
 
 
-class Recipe(_Strict):
-    """One resolved recipe: what `recipe.yaml` in a run folder and the checkpoint's metadata hold."""
+class Recipe(BaseRecipe):
+    """One resolved recipe of a detector: what `recipe.yaml` in a run folder and the checkpoint's metadata
+    hold."""
 
-    name: str
-    source: str
     task: Literal["moments"]
-    stage: Stage
     features: Features
     model: Model
     losses: list[SerializeAsAny[ComponentConfig]]
@@ -120,13 +111,36 @@ class Recipe(_Strict):
     inference: Inference
     compat: Literal["official"] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, in the spelling that `from_dict` reads."""
-        return self.model_dump(mode="json")
 
-    def to_yaml(self) -> str:
-        """The resolved recipe as YAML text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, width=100)
+AnyRecipe = Recipe | RetrievalRecipe
+
+
+class _Schema(NamedTuple):
+    """What the recipes of one task are made of: classes, and the registry's slots by the model's keys."""
+
+    recipe: type[BaseRecipe]
+    train: type[StageTrain]
+    single: dict[str, str]
+    lists: dict[str, str]
+    losses: str
+
+
+_SCHEMAS = {
+    "moments": _Schema(
+        Recipe,
+        Train,
+        {"tokens": "tokens", "decoder": "decoder"},
+        {slot: slot for slot in (*LIST_SLOTS, "hooks")},
+        "losses",
+    ),
+    "retrieval": _Schema(
+        RetrievalRecipe,
+        RetrievalTrain,
+        {"audio": "retrieval-audio", "text": "retrieval-text", "pooling": "retrieval-pooling"},
+        {},
+        "retrieval-losses",
+    ),
+}
 
 
 def shipped() -> dict[str, Path]:
@@ -136,6 +150,19 @@ def shipped() -> dict[str, Path]:
 
 
 def load(name_or_file: str, stage: Stage, sets: Iterable[str] = ()) -> Recipe:
+    """As `load_any`, of a recipe that makes a detector (`task: moments`)."""
+    return _moments(load_any(name_or_file, stage, sets), str(name_or_file))
+
+
+def _moments(recipe: AnyRecipe, where: str) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"recipe {where}: its task is {recipe.task}; a recipe of task moments is needed here"
+        )
+    return recipe
+
+
+def load_any(name_or_file: str, stage: Stage, sets: Iterable[str] = ()) -> AnyRecipe:
     """Find a recipe by name or path, apply the stage's block and `--set`, and check everything.
 
     Raises `RecipeError` with one line per fault: unknown keys, unknown kinds, wrong types.
@@ -155,13 +182,20 @@ def load(name_or_file: str, stage: Stage, sets: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, this is {type(raw).__name__}")
-    return from_dict(raw, where=str(name_or_file), stage=stage, sets=sets)
+    return any_from_dict(raw, where=str(name_or_file), stage=stage, sets=sets)
 
 
 def from_dict(
     raw: dict[str, Any], *, where: str, stage: Stage | None = None, sets: Iterable[str] = ()
 ) -> Recipe:
-    """Check a raw mapping (as in YAML, or as `Recipe.to_dict` wrote it) and return the recipe."""
+    """As `any_from_dict`, of a recipe that makes a detector (`task: moments`)."""
+    return _moments(any_from_dict(raw, where=where, stage=stage, sets=sets), where)
+
+
+def any_from_dict(
+    raw: dict[str, Any], *, where: str, stage: Stage | None = None, sets: Iterable[str] = ()
+) -> AnyRecipe:
+    """Check a raw mapping (as in YAML, or as `to_dict` wrote it) and return the recipe."""
     raw = _one_spelling(copy.deepcopy(raw))
     chosen = raw.pop("stage", None) if stage is None else stage
     raw["stage"] = chosen
@@ -196,67 +230,6 @@ def _one_spelling(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def apply_set(raw: dict[str, Any], item: str) -> None:
-    """Apply one `key.path=value` in place. List items are addressed by component kind (or index);
-    the value `null` removes what the path names. Raises `RecipeError`."""
-    path, equals, text = item.partition("=")
-    if not equals or not path:
-        raise RecipeError(f"--set {item}: write key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {item}: the value is not readable as YAML") from None
-    keys = path.split(".")
-    if keys[:3] == ["model", "decoder", "hooks"]:  # where a recipe writes them; they are kept beside it
-        keys[1:3] = ["hooks"]
-    node: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        node = _step(node, key, item, ".".join(keys[: depth + 1]))
-    last = keys[-1]
-    if isinstance(node, list):
-        index = _index(node, last, item)
-        if value is None:
-            del node[index]
-        else:
-            node[index] = value
-    elif value is None:
-        node.pop(last, None)
-    else:
-        node[last] = value
-
-
-def _step(node: Any, key: str, item: str, path: str) -> Any:
-    if isinstance(node, list):
-        index = _index(node, key, item)
-        if isinstance(node[index], str):
-            node[index] = {"name" if path.startswith("features.") else "kind": node[index]}
-        if not isinstance(node[index], (dict, list)):
-            raise RecipeError(f"--set {item}: '{path}' is a value, not a block")
-        return node[index]
-    child = node.get(key)
-    if child is None and path.removeprefix("model.") in _LIST_SLOTS:
-        raise RecipeError(f"--set {item}: this recipe has no {key} components; add some with {path}=[...]")
-    if child is None:
-        child = node[key] = {}
-    elif isinstance(child, str):
-        child = node[key] = {"kind": child}
-    elif not isinstance(child, (dict, list)):
-        if path.startswith("losses."):
-            child = node[key] = {"weight": child}
-        else:
-            raise RecipeError(f"--set {item}: '{path}' is a value, not a block")
-    return child
-
-
-def _index(items: list[Any], key: str, item: str) -> int:
-    if re.fullmatch("-?[0-9]{1,9}", key) and -len(items) <= int(key) < len(items):
-        return int(key)
-    names = [str(i.get("kind", i.get("name"))) if isinstance(i, dict) else str(i) for i in items]
-    if key in names:
-        return names.index(key)
-    raise RecipeError(f"--set {item}: the list has no '{key}'{near(key, names)}")
-
-
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`; a component of another kind replaces the one below with its options."""
     merged = dict(base)
@@ -273,9 +246,15 @@ def _same_kind(base: dict[str, Any], over: dict[str, Any]) -> bool:
     return "kind" not in over or over["kind"] == base.get("kind", over["kind"])
 
 
-def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) -> Recipe:
+def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) -> AnyRecipe:
     """Build the recipe; `idle` is the `train` block that each other stage would have, checked too."""
     faults: list[str] = []
+    task = raw.get("task", "moments")
+    if task not in _SCHEMAS:
+        raise RecipeError(
+            f"recipe {where}: task: no task is called '{task}'{near(str(task), list(_SCHEMAS))}"
+        )
+    schema = _SCHEMAS[task]
 
     def one(slot: str, entry: Any, path: str) -> Any:
         if isinstance(entry, ComponentConfig):
@@ -309,17 +288,17 @@ def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) 
     raw = copy.deepcopy(raw)
     model = raw.get("model")
     if isinstance(model, dict):
-        for slot in ("tokens", "decoder"):
-            if slot in model:
-                model[slot] = one(slot, model[slot], f"model.{slot}")
-        for slot in (*_LIST_SLOTS, "hooks"):
-            if slot in model:
-                model[slot] = several(slot, model[slot], f"model.{slot}")
+        for key, slot in schema.single.items():
+            if key in model:
+                model[key] = one(slot, model[key], f"model.{key}")
+        for key, slot in schema.lists.items():
+            if key in model:
+                model[key] = several(slot, model[key], f"model.{key}")
     losses = raw.get("losses")
     if isinstance(losses, dict):
         losses = [{"kind": k, **(v if isinstance(v, dict) else {"weight": v})} for k, v in losses.items()]
     if losses is not None:
-        raw["losses"] = several("losses", losses, "losses")
+        raw["losses"] = several(schema.losses, losses, "losses")
     for block, train in (("train", raw.get("train")), *idle.items()):
         if isinstance(train, dict):
             for slot, default in (("optimizer", "adamw"), ("schedule", "constant")):
@@ -336,21 +315,21 @@ def _check(raw: dict[str, Any], where: str, idle: Mapping[str, dict[str, Any]]) 
             streams = features.get(side)
             if isinstance(streams, list):
                 features[side] = [{"name": s} if isinstance(s, str) else s for s in streams]
-    recipe: Recipe | None = None
+    recipe: BaseRecipe | None = None
     # a component that failed above is None here: its own fault is already listed
     try:
-        recipe = Recipe.model_validate(raw)
+        recipe = schema.recipe.model_validate(raw)
     except ValidationError as error:
-        faults.extend(f for f in _lines(error, "", Recipe) if "ComponentConfig" not in f)
+        faults.extend(f for f in _lines(error, "", schema.recipe) if "ComponentConfig" not in f)
     for block, train in idle.items():
         try:
-            Train.model_validate(train)
+            schema.train.model_validate(train)
         except ValidationError as error:
-            faults.extend(f for f in _lines(error, block, Train) if "ComponentConfig" not in f)
+            faults.extend(f for f in _lines(error, block, schema.train) if "ComponentConfig" not in f)
     # a fault of the shared block shows in every stage; once is enough
     shared = {f"{block}{fault[5:]}" for fault in faults if fault.startswith("train.") for block in idle}
     faults = [fault for fault in faults if fault not in shared]
-    if faults or recipe is None:
+    if faults or not isinstance(recipe, AnyRecipe):
         raise RecipeError(f"recipe {where}: " + "; ".join(dict.fromkeys(faults)))
     return recipe
 

@@ -14,7 +14,7 @@ import typer.main
 
 from amrctl.cli.app import VERBS, build
 from amrctl.errors import RecipeError
-from amrctl.recipe import load, shipped
+from amrctl.recipe import load_any, shipped
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -144,7 +144,7 @@ NOT_REAL = ("KEY=", "key.path=", "inference.x=", "local-average", "train.epoch=3
 def fits(recipe: str, change: str) -> bool:
     """Whether `--set change` is a key and a value of the recipe."""
     try:
-        load(recipe, "finetune", [change])
+        load_any(recipe, "finetune", [change])
     except RecipeError:
         return False
     return True

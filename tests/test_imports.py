@@ -18,7 +18,7 @@ ROOT = Path(amrctl.__file__).parent
 # Stages in the order of the work. A unit may import itself and what its row names.
 GROUND = {"errors", "progress", "compiled"}
 FILES = GROUND | {"spans", "provenance"}
-RECIPES = FILES | {"registry", "recipe"}
+RECIPES = FILES | {"registry", "recipe", "recipe_base", "recipe_retrieval", "checkpoint_file"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
@@ -26,18 +26,23 @@ ALLOWED: dict[str, set[str]] = {
     "spans": {"errors"},
     "provenance": {"errors"},
     "registry": {"errors"},
-    "recipe": {"errors", "registry"},
+    "recipe_base": {"registry"},
+    "recipe_retrieval": {"recipe_base", "registry"},
+    "recipe_edit": {"errors"},
+    "recipe": {"errors", "registry", "recipe_base", "recipe_edit", "recipe_retrieval"},
+    "checkpoint_file": {"errors", "provenance"},
     "recipe_catalogue": {"errors", "registry", "recipe"},
     "run_folder": {"errors", "provenance"},
-    "encoders": GROUND | {"provenance", "registry"},
+    # `encoders/dual` is a network that is trained here: its recipe, its checkpoint, its run folder
+    "encoders": RECIPES | {"run_folder"},
     # `data` asks encoders for features and a recipe for what to load; `inspect` names run folders
     "data": RECIPES | {"encoders", "run_folder"},
     "evaluation": FILES | {"data"},
-    "model": RECIPES | {"data"},
-    "losses": RECIPES | {"data", "model"},
+    "model": RECIPES | {"encoders", "data"},
+    "losses": RECIPES | {"encoders", "data", "model"},
     # a score is a term's probability: `inference/scores` uses the losses' definition of it
-    "inference": RECIPES | {"data", "model", "losses"},
-    "training": RECIPES | {"run_folder", "data", "model", "losses", "inference", "evaluation"},
+    "inference": RECIPES | {"encoders", "data", "model", "losses"},
+    "training": RECIPES | {"run_folder", "encoders", "data", "model", "losses", "inference", "evaluation"},
     "ensemble": FILES | {"run_folder", "data", "model"},
     "rerank": FILES | {"registry", "encoders", "data"},
     "submission": FILES | {"data"},

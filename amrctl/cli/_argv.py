@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _TRAINING = ("--train", "--val")
+_CAPTIONS = (*_TRAINING, "--audio", "--exclude")
 
 # Verb -> its options that take several files. By verb, because an option may take one file elsewhere:
 # `search --checkpoint C a.wav` would lose its recording.
 SEVERAL = {
     "synth": ("--captions", "--exclude"),
     "extract-tef": ("--manifest",),
-    "pretrain": _TRAINING,
-    "finetune": _TRAINING,
+    "pretrain": _CAPTIONS,
+    "finetune": _CAPTIONS,
     "distill": (*_TRAINING, "--teacher"),
     "soup": ("--val", "--fisher-data"),
-    "predict": ("--checkpoint", "--test"),
-    "evaluate": ("--against",),
+    "predict": ("--checkpoint", "--test", "--audio"),
+    "evaluate": ("--against", "--relevant"),
     "submit": ("--development-scores",),
 }
 

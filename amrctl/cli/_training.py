@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,21 +13,24 @@ from amrctl.errors import AmrctlError
 
 if TYPE_CHECKING:
     from amrctl.cli._console import Console
-    from amrctl.training.run import Request
+    from amrctl.recipe import AnyRecipe
     from amrctl.training.seeds import Summary
+    from amrctl.training.task import Asked
 
 RecipeOption = Annotated[
     str, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.", metavar="NAME|FILE")
 ]
 Train = Annotated[
     list[Path],
-    typer.Option("--train", help="Labelled manifests; several are joined.", metavar="M.jsonl..."),
+    typer.Option(
+        "--train", help="Labelled manifests (or lists of captions); several are joined.", metavar="M.jsonl..."
+    ),
 ]
 Val = Annotated[
     list[Path],
     typer.Option(
         "--val",
-        help="Labelled manifest that chooses the best epoch; further ones are only logged.",
+        help="The same, to choose the best epoch; further ones are only logged.",
         metavar="M.jsonl...",
     ),
 ]
@@ -37,6 +41,29 @@ Init = Annotated[
         "--init", help="Checkpoint (or run folder: its best) to start from.", metavar="C.safetensors"
     ),
 ]
+_RETRIEVAL = "Recipes of task retrieval"
+Audio = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--audio",
+        help="In place of --features: folders with the recordings of the captions.",
+        metavar="DIR...",
+        rich_help_panel=_RETRIEVAL,
+    ),
+]
+Exclude = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--exclude",
+        help="Files of ids that are not trained on.",
+        metavar="IDS.csv...",
+        rich_help_panel=_RETRIEVAL,
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out captions without a recording.", rich_help_panel=_RETRIEVAL),
+]
 OneSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Same seed, same machine: same result (default: 0).")
 ]
@@ -46,9 +73,55 @@ Seeds = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Data:
+    """What `pretrain` and `finetune` were given to train on."""
+
+    train: list[Path]
+    val: list[Path]
+    features: Path | None
+    audio: list[Path] | None
+    exclude: list[Path] | None
+    skip_bad: bool
+    clip_windows: bool
+
+
+def request_of(recipe: AnyRecipe, data: Data, init: Path | None, device: str, precision: str) -> Asked:
+    """The request of the recipe's task. Raises `AmrctlError` for options of the other one."""
+    from amrctl.recipe import Recipe
+    from amrctl.training.run import Request
+
+    common: dict[str, Any] = {"init": init, "device": device, "precision": precision}
+    common |= {"train": tuple(data.train), "val": tuple(data.val)}
+    told = f"recipe {recipe.name} is of task {recipe.task}"
+    if isinstance(recipe, Recipe):
+        foreign = {"--audio": data.audio, "--exclude": data.exclude, "--skip-bad": data.skip_bad}
+        if wrong := [option for option, given in foreign.items() if given]:
+            raise AmrctlError(f"{told}: leave {wrong[0]} out; it reads --features F.h5")
+        if data.features is None:
+            raise AmrctlError(f"{told}: --features F.h5 is missing (extract-tef writes it)")
+        clip = data.clip_windows
+        return Request(recipe=recipe, features=data.features, clip_windows=clip, **common)
+    from amrctl.training.retrieval import RetrievalRequest
+
+    if wrong := [
+        o for o, given in (("--features", data.features), ("--clip-windows", data.clip_windows)) if given
+    ]:
+        raise AmrctlError(f"{told}: leave {wrong[0]} out; it hears the recordings under --audio DIR")
+    if not data.audio:
+        raise AmrctlError(f"{told}: --audio DIR is missing, the folder with the recordings")
+    return RetrievalRequest(
+        recipe=recipe,
+        audio=tuple(data.audio),
+        exclude=tuple(data.exclude or ()),
+        skip_bad=data.skip_bad,
+        **common,
+    )
+
+
 def start(
     console: Console,
-    request: Request,
+    request: Asked,
     out: Path,
     seed: int | None,
     seeds: str | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amrctl.cli._options import ClipWindows, Json, Overwrite, Quiet, Seed, Verbose
+from amrctl.errors import AmrctlError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,11 +21,22 @@ def run(
         list[Path],
         typer.Argument(help="Prediction files; several are seeds of one system.", metavar="P.jsonl"),
     ],
-    test: Annotated[Path, typer.Option("--test", help="The manifest with the labels.", metavar="M.jsonl")],
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", help="The manifest with the labels (of predictions).", metavar="M.jsonl"),
+    ] = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(
             "--against", help="Files of another system: the paired difference.", metavar="Q.jsonl..."
+        ),
+    ] = None,
+    relevant: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--relevant",
+            help="Of a score matrix: files with further relevant recordings of its captions.",
+            metavar="R.csv...",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the metrics here as JSON.")] = None,
@@ -55,6 +67,8 @@ def run(
       amrctl evaluate a0.jsonl a1.jsonl --test test.jsonl --against b.jsonl
 
       amrctl evaluate p.jsonl --test test.jsonl --json --out metrics.json
+
+      amrctl evaluate scores.h5 --relevant metadata_eval.csv
     """
     from amrctl.cli._console import Console
     from amrctl.data.manifest import read_manifest
@@ -65,6 +79,16 @@ def run(
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
     if out is not None:
         refuse_existing(out, overwrite)
+    if any(path.suffix == ".h5" for path in predictions):
+        foreign = {"--test": test, "--against": against, "--partial": partial, "--clip-windows": clip_windows}
+        if wrong := [option for option, given in foreign.items() if given]:
+            raise AmrctlError(f"{predictions[0]} is a score matrix with its captions: leave {wrong[0]} out")
+        _retrieval(console, predictions, relevant or [], out, overwrite)
+        return
+    if relevant:
+        raise AmrctlError("--relevant is for score matrices (.h5); windows are scored by --test M.jsonl")
+    if test is None:
+        raise AmrctlError("--test M.jsonl is missing: the manifest with the labels")
     manifest = read_manifest(test, clip_windows=clip_windows, need_windows=True)
     result = report(
         [read_predictions(path, scores=False, empty_windows=True) for path in predictions],
@@ -81,6 +105,37 @@ def run(
         console.note(f"note: {note}")
     console.say(_heading(result))
     for made in _tables(result):
+        console.table(made)
+    console.result(result)
+    if out is not None:
+        console.note(f"wrote {out}")
+
+
+def _retrieval(
+    console: Console, paths: list[Path], relevant: list[Path], out: Path | None, overwrite: bool
+) -> None:
+    """Metrics of score matrices, a table for each label set."""
+    from amrctl.cli._console import table
+    from amrctl.pipeline.retrieval import report_on
+    from amrctl.provenance import write_json
+
+    result = report_on(paths, relevant)
+    if out is not None:
+        write_json(out, result, overwrite=overwrite)
+    if result["trained_on_reference"]:
+        console.note(
+            "CAUTION: a checkpoint was trained on these captions; its numbers mean nothing for others"
+        )
+    for told in result["sets"]:
+        if told["unasked"]:
+            console.note(f"{told['labels']}: {told['unasked']:,} of its queries are not in the matrix")
+        title = (
+            f"{told['labels']}: {told['queries']:,} queries, {told['recordings']:,} recordings, "
+            f"{told['relevant']:.2f} relevant each"
+        )
+        made = table("metric", "percent", "by guessing", title=title)
+        for name, value in told["metrics"].items():
+            made.add_row(name, f"{value:.2f}", f"{told['guessing'][name]:.2f}")
         console.table(made)
     console.result(result)
     if out is not None:

@@ -5,23 +5,37 @@ from __future__ import annotations
 from amrctl.cli._options import (
     ClipWindows,
     Device,
-    Features,
     Json,
+    OptionalFeatures,
     Overwrite,
     Precision,
     Quiet,
     Sets,
     Verbose,
 )
-from amrctl.cli._training import Init, OneSeed, Out, RecipeOption, Seeds, Train, Val
+from amrctl.cli._training import (
+    Audio,
+    Exclude,
+    Init,
+    OneSeed,
+    Out,
+    RecipeOption,
+    Seeds,
+    SkipBad,
+    Train,
+    Val,
+)
 
 
 def run(
     recipe: RecipeOption,
     train: Train,
     val: Val,
-    features: Features,
     out: Out,
+    features: OptionalFeatures = None,
+    audio: Audio = None,
+    exclude: Exclude = None,
+    skip_bad: SkipBad = False,
     init: Init = None,
     seed: OneSeed = None,
     seeds: Seeds = None,
@@ -36,6 +50,8 @@ def run(
 ) -> None:
     """Train a detector with the recipe's `finetune` settings, from a checkpoint or from scratch.
 
+    A recipe of task retrieval trains a dual encoder on captions of recordings instead.
+
     RUN gets the best checkpoint by the recipe's first metric (best.safetensors) and by each other
     one, the last, log.jsonl, val_predictions.jsonl, metrics.json and curves.png. Killed at any
     moment, the same command goes on and ends with the same bits.
@@ -46,25 +62,18 @@ def run(
 
       amrctl finetune --recipe qd-detr --train T.jsonl --val V.jsonl --features F.h5 --seeds 0-4 --out runs
 
+      amrctl finetune --recipe retrieval-small --train T.jsonl --val V.jsonl --audio sounds/ --out run
+
       amrctl finetune --recipe qd-detr ... --set train.epochs=50 --set "train.schedule={kind: cosine}"
     """
     from amrctl import recipe as recipes
     from amrctl.cli._console import Console
-    from amrctl.cli._training import start
-    from amrctl.training.run import Request
+    from amrctl.cli._training import Data, request_of, start
 
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
-    resolved = recipes.load(recipe, "finetune", sets or ())
+    resolved = recipes.load_any(recipe, "finetune", sets or ())
     if init is None:
         console.note("no --init: training from scratch")
-    request = Request(
-        recipe=resolved,
-        train=tuple(train),
-        val=tuple(val),
-        features=features,
-        init=init,
-        device=device,
-        precision=precision,
-        clip_windows=clip_windows,
-    )
+    data = Data(train, val, features, audio, exclude, skip_bad, clip_windows)
+    request = request_of(resolved, data, init, device, precision)
     start(console, request, out, seed, seeds, overwrite)

@@ -5,23 +5,37 @@ from __future__ import annotations
 from amrctl.cli._options import (
     ClipWindows,
     Device,
-    Features,
     Json,
+    OptionalFeatures,
     Overwrite,
     Precision,
     Quiet,
     Sets,
     Verbose,
 )
-from amrctl.cli._training import Init, OneSeed, Out, RecipeOption, Seeds, Train, Val
+from amrctl.cli._training import (
+    Audio,
+    Exclude,
+    Init,
+    OneSeed,
+    Out,
+    RecipeOption,
+    Seeds,
+    SkipBad,
+    Train,
+    Val,
+)
 
 
 def run(
     recipe: RecipeOption,
     train: Train,
     val: Val,
-    features: Features,
     out: Out,
+    features: OptionalFeatures = None,
+    audio: Audio = None,
+    exclude: Exclude = None,
+    skip_bad: SkipBad = False,
     init: Init = None,
     seed: OneSeed = None,
     seeds: Seeds = None,
@@ -36,6 +50,7 @@ def run(
 ) -> None:
     """Train a detector with the recipe's `pretrain` settings, usually on synthetic recordings.
 
+    A recipe of task retrieval trains a dual encoder on captions of recordings instead.
     Killed at any moment, the same command goes on and ends with the same bits.
 
     Examples:
@@ -43,22 +58,16 @@ def run(
       amrctl pretrain --recipe qd-detr --train T.jsonl --val V.jsonl --features F.h5 --out pre
 
       amrctl finetune --recipe qd-detr --init pre ...
+
+      amrctl pretrain --recipe jku-passt-roberta --train clotho.csv audiocaps.csv wavcaps.json
+      --val val.csv --audio sounds/ --exclude ids.csv --out pre
     """
     from amrctl import recipe as recipes
     from amrctl.cli._console import Console
-    from amrctl.cli._training import start
-    from amrctl.training.run import Request
+    from amrctl.cli._training import Data, request_of, start
 
     console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
-    resolved = recipes.load(recipe, "pretrain", sets or ())
-    request = Request(
-        recipe=resolved,
-        train=tuple(train),
-        val=tuple(val),
-        features=features,
-        init=init,
-        device=device,
-        precision=precision,
-        clip_windows=clip_windows,
-    )
+    resolved = recipes.load_any(recipe, "pretrain", sets or ())
+    data = Data(train, val, features, audio, exclude, skip_bad, clip_windows)
+    request = request_of(resolved, data, init, device, precision)
     start(console, request, out, seed, seeds, overwrite)

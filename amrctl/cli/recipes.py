@@ -57,11 +57,11 @@ def run(
     if name is None:
         _list(console)
         return
-    from amrctl.recipe import STAGES, load
+    from amrctl.recipe import STAGES, load_any
 
     if stage not in STAGES:
         raise RecipeError(f"--stage {stage}: no stage is called so{near(stage, list(STAGES))}")
-    recipe = load(name, stage, sets or ())
+    recipe = load_any(name, stage, sets or ())
     console.result(recipe.to_dict())
     console.say(recipe.to_yaml().rstrip("\n"))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from amrctl.cli._options import Json, Overwrite, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from amrctl.cli._console import Console
 
 _ABOUT = "About the system"
 
@@ -24,6 +27,13 @@ def run(
         typer.Option("--label", help="Surname_Institute_task6_1; more files are numbered on from there."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The folder to make.")] = None,
+    task: Annotated[
+        str, typer.Option("--task", help="dcase2026 (moments) or dcase2025 (score matrices of recordings).")
+    ] = "dcase2026",
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="dcase2025: the older form, a list of the best file names."),
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option("--check", metavar="ZIP|DIR", help="Check a finished package; nothing is written."),
@@ -85,6 +95,8 @@ def run(
       amrctl submit p.jsonl --queries q.jsonl --label Doe_X_task6_1 --out sub
 
       amrctl submit --check sub/Doe_X_task6.zip --queries q.jsonl
+
+      amrctl submit scores.h5 --task dcase2025 --label Doe_X_task6_1 --out sub
     """
     from amrctl.cli._console import Console, table
     from amrctl.data.manifest import read_manifest
@@ -100,6 +112,21 @@ def run(
         console.result({"template": text})
         console.say(text.rstrip("\n"))
         return
+    if task not in ("dcase2026", "dcase2025"):
+        raise SubmissionError(f"--task {task}: there is dcase2026 and dcase2025")
+    if task == "dcase2025":
+        foreign: dict[str, object] = {"--queries": queries, "--check": check, "--clip": clip}
+        foreign |= {
+            "--template": template,
+            "--development-scores": development_scores,
+            "--report": technical_report,
+        }
+        if wrong := [option for option, given in foreign.items() if given]:
+            raise SubmissionError(f"--task dcase2025 writes score matrices only: leave {wrong[0]} out")
+        _retrieval(console, predictions, label, out, top_k, overwrite)
+        return
+    if top_k is not None:
+        raise SubmissionError("--top-k belongs to --task dcase2025")
     if queries is None:
         raise SubmissionError("--queries is missing: give the challenge's query list (a manifest)")
     # labels that the list may carry play no part here
@@ -167,3 +194,28 @@ def run(
         shown.add_row(one, path.name, f"{len(listed):,}")
     console.table(shown)
     console.say(f"package: {written.folder / written.package}")
+
+
+def _retrieval(
+    console: Console,
+    predictions: list[Path] | None,
+    label: str | None,
+    out: Path | None,
+    top_k: int | None,
+    overwrite: bool,
+) -> None:
+    """The files of language-based audio retrieval."""
+    from amrctl.data.score_matrix import read_scores
+    from amrctl.errors import SubmissionError
+    from amrctl.submission.dcase2025 import write_retrieval
+
+    if not predictions or label is None or out is None:
+        lacking = [n for n, v in (("S.h5", predictions), ("--label", label), ("--out", out)) if not v]
+        raise SubmissionError(
+            f"{' and '.join(lacking)} missing: amrctl submit S.h5 --task dcase2025 --label L --out DIR"
+        )
+    matrices = [read_scores(path) for path in predictions]
+    written = write_retrieval(out, matrices, label, top_k=top_k, overwrite=overwrite)
+    console.result({"out": str(out), "files": {name: str(path) for name, path in written.items()}})
+    for path, matrix in zip(written.values(), matrices, strict=True):
+        console.say(f"{path}: {len(set(matrix.queries)):,} captions, {len(matrix.files):,} recordings")

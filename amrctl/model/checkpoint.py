@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
 
-from amrctl import provenance
+from amrctl import checkpoint_file
+from amrctl.checkpoint_file import KEY
 from amrctl.errors import CheckpointError
 from amrctl.model import official
 from amrctl.model.detector import Detector, build, names
@@ -31,44 +30,22 @@ __all__ = [
     "write",
 ]
 
-KEY = "amrctl"  # of the metadata
 _METADATA = ("recipe", "features", "epoch", "metrics", "provenance", "rounding")
 TRAINING_ONLY = "auxiliary."  # prefix of parts that are not built for inference
 
 
 def write(path: Path | str, checkpoint: Checkpoint, *, overwrite: bool = True) -> None:
     """Write a checkpoint through a temporary file. Raises `OutputError`."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    text = json.dumps(checkpoint.metadata(), ensure_ascii=False, sort_keys=True)
-    with provenance.writing(path, overwrite=overwrite) as temporary:
-        safetensors.torch.save_file(tensors, str(temporary), metadata={KEY: text})
+    checkpoint_file.write_file(path, checkpoint.tensors, checkpoint.metadata(), overwrite=overwrite)
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
     """The metadata of one of our checkpoints, without its tensors. Raises `CheckpointError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as opened:
-            text = (opened.metadata() or {}).get(KEY)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    if text is None:
-        raise CheckpointError(
-            f"{path} has no amrctl metadata; amrctl reads its own checkpoints and official .ckpt files"
-        )
-    try:
-        found = json.loads(text)
-        version = found["format"]
-        damaged = version == FORMAT and any(key not in found for key in _METADATA)
-    except (ValueError, KeyError, TypeError):
-        version, damaged = None, True
-    if damaged:
-        raise CheckpointError(f"{path}: its amrctl metadata is damaged")
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {version}, this program reads {FORMAT}")
-    return dict(found)
+    found = checkpoint_file.read_metadata(path)
+    task = found["recipe"].get("task") if isinstance(found["recipe"], dict) else None
+    if task == "retrieval":
+        raise CheckpointError(f"{path} is a dual encoder (task retrieval); a detector is needed here")
+    return checkpoint_file.read_metadata(path, _METADATA)
 
 
 def read(path: Path | str, *, sets: Iterable[str] = ()) -> Checkpoint:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from amrctl.checkpoint_file import FORMAT
 from amrctl.recipe import Recipe
 
-FORMAT = 1  # of the metadata
+__all__ = ["FORMAT", "Checkpoint"]
 
 
 @dataclass

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from amrctl import provenance, registry
-from amrctl.data.batch import Batch
-from amrctl.data.predictions import Prediction, write_predictions
 from amrctl.errors import AmrctlError
-from amrctl.evaluation.moments import evaluate, headline
-from amrctl.inference.predict import predict
-from amrctl.losses.total import Criterion, Loss
-from amrctl.model import checkpoint
-from amrctl.model.checkpoint import Checkpoint
-from amrctl.model.detector import Detector
-from amrctl.model.types import Branch, Output
+from amrctl.losses.total import Loss
 from amrctl.progress import SILENT, Bar, Reporter
 from amrctl.run_folder import RunFolder
 from amrctl.training import curves, state
 from amrctl.training.ema import Average
+from amrctl.training.folder import locked
 from amrctl.training.precision import autocast, compiled
-from amrctl.training.run import Job, assemble, locked
+from amrctl.training.task import Trainable
 from amrctl.training.watch import Watch
 
 _DRAW_EVERY = 20.0  # seconds between drawings of the curves while training goes on
@@ -71,7 +64,7 @@ class Outcome:
 
 
 def train(
-    job: Job,
+    job: Trainable[Any],
     folder: RunFolder,
     seed: int,
     fingerprint: Mapping[str, Any],
@@ -84,7 +77,7 @@ def train(
     Without, whatever run the folder holds is removed first. Raises `DivergedError` when a loss term
     stops being a number.
     """
-    with locked(folder.path), _repeatable(job.device):
+    with locked(folder.path), _repeatable(job.device), job.context():
         if resume:
             found = state.read(folder.state)
         else:
@@ -98,13 +91,15 @@ def train(
 class _Run:
     """One seed's training while it runs."""
 
-    def __init__(self, job: Job, folder: RunFolder, seed: int, found: state.State, report: Reporter) -> None:
+    def __init__(
+        self, job: Trainable[Any], folder: RunFolder, seed: int, found: state.State, report: Reporter
+    ) -> None:
         self.job, self.folder, self.seed, self.report = job, folder, seed, report
         self.settings = job.recipe.train
-        self.detector = assemble(job, seed)
+        self.network: nn.Module = job.build(seed)
         self.provenance = self._own_provenance()
-        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
-        self.criterion = Criterion(job.recipe, self.detector)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.criterion = job.criterion(self.network)
         config = self.settings.optimizer
         self.optimizer: torch.optim.Optimizer = registry.find("optimizer", config.kind).build(
             config, self.parameters
@@ -112,28 +107,28 @@ class _Run:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         config = self.settings.schedule
         self.schedule = registry.find("schedule", config.kind).build(config)
-        self.forward = compiled(self.detector) if self.settings.compile else self.detector
-        if not job.train.place(job.device):
+        self.forward = compiled(self.network) if self.settings.compile else self.network
+        if not job.place():
             report.note(f"the features do not fit beside the training on {job.device}; they stay on the host")
         if found.weights is not None:
-            self.detector.load_state_dict(found.weights)
+            self.network.load_state_dict(found.weights)
         ema = self.settings.ema
-        self.average = Average(self.detector, ema.decay) if ema else None
+        self.average = Average(self.network, ema.decay) if ema else None
         if self.average and found.average is not None:
             self.average.module.load_state_dict(found.average)
         if found.optimizer is not None:
             self.optimizer.load_state_dict(found.optimizer)
         self.state = replace(found, weights=None, average=None, optimizer=None)  # their memory is free now
-        self.steps = job.train.steps()
+        self.steps = job.steps()
         self.latest = ""
         for line in found.history:
             self.latest = self._tell(json.loads(line)["val"]) or self.latest
         self.drawn = time.monotonic()
 
     @property
-    def evaluated(self) -> Detector:
+    def evaluated(self) -> nn.Module:
         """The weights that are validated and saved."""
-        return self.average.module if self.average else self.detector
+        return self.average.module if self.average else self.network
 
     def to_the_end(self) -> Outcome:
         """Train the epochs that are missing."""
@@ -169,11 +164,11 @@ class _Run:
     def _train_epoch(self, number: int, bar: Bar) -> tuple[float, dict[str, float], float]:
         """Returns the mean weighted loss, the mean of each raw term, and the last learning rate."""
         torch.manual_seed(state.mix(self.seed, number))
-        self.detector.train()
+        self.network.train()
         sums: dict[str, Tensor] = {}
         rate, taken = 0.0, 0
         watch = Watch(self._diverged, deferred=self.job.device.type == "cuda")
-        for batch in self.job.train.epoch(self.seed, number):
+        for batch in self.job.epoch(self.seed, number):
             step = (number - 1) * self.steps + taken
             factor = self.schedule.factor(step, self.steps, self.settings.epochs)
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -190,7 +185,7 @@ class _Run:
         watch.poll(wait=True)
         return watch.mean, {name: float(value) / taken for name, value in sums.items()}, rate
 
-    def _step(self, batch: Batch, where: str, watch: Watch) -> dict[str, Tensor]:
+    def _step(self, batch: Any, where: str, watch: Watch) -> dict[str, Tensor]:
         """One optimiser step; returns the raw loss terms of its first pass, on the device."""
         losses: list[Loss] = []
 
@@ -225,25 +220,12 @@ class _Run:
 
     def _validate(self, number: int) -> dict[str, dict[str, float]]:
         """Validate on every set, save what became best, and return metrics per set."""
-        scores: dict[str, dict[str, float]] = {}
-        first: list[Prediction] = []
-        for name, dataset in self.job.val:
-            predictions = predict(
-                self.evaluated,
-                dataset,
-                self.job.recipe,
-                device=self.job.device,
-                rounding=self.job.rounding,
-            )
-            first = first or predictions
-            scores[name] = headline(predictions, dataset.manifest, self.settings.metrics)
-        self.latest = self._tell(scores)
-        metrics = next(iter(scores.values()))
+        found = self.job.validate(self.evaluated)
+        self.latest = self._tell(found.scores)
+        metrics = next(iter(found.scores.values()))
         self.state.stale += 1
         for metric in self.settings.metrics:
-            value = metrics[metric]
-            if self.job.recipe.compat == "official":
-                value = float(f"{value:.2f}")  # the released code compares what it prints
+            value = self.job.compared(metrics[metric])
             best = self.state.best.get(metric)
             if best is not None and value <= best["value"]:
                 continue
@@ -252,48 +234,11 @@ class _Run:
             if metric == self.settings.metrics[0]:
                 self.state.stale = 0
                 self._save(self.folder.best(), number, metrics)
-                self._save_predictions(first)
-        return scores
+                found.write(self.folder)
+        return found.scores
 
     def _save(self, path: Path, number: int, metrics: Mapping[str, float]) -> None:
-        tensors = {key: value.detach().cpu() for key, value in self.evaluated.state_dict().items()}
-        job = self.job
-        checkpoint.write(
-            path,
-            Checkpoint(
-                tensors=tensors,
-                recipe=job.recipe,
-                features=job.train.streams,
-                epoch=number,
-                metrics=dict(metrics),
-                provenance=self.provenance,
-                rounding=job.rounding,
-            ),
-        )
-
-    def _save_predictions(self, predictions: list[Prediction]) -> None:
-        dataset = self.job.val[0][1]
-        best = self.folder.best()
-        origin = self.provenance
-        meta = {
-            "operation": "validate",
-            "checkpoints": [
-                {
-                    "sha256": provenance.sha256(best),
-                    "path": str(best),
-                    "recipe": self.job.recipe.name,
-                    "trained_on": origin["trained_on"],
-                }
-            ],
-            "audio_encoders": origin["encoders"]["audio"],
-            "text_encoders": origin["encoders"]["text"],
-            "datasets": [provenance.short(entry["path"]) for entry in origin["trained_on"]],
-            "predicted": origin["inputs"]["val"][:1],
-            "rounding": self.job.rounding,
-            "origin": provenance.origin(),
-        }
-        write_predictions(self.folder.predictions, predictions, meta, overwrite=True)
-        provenance.write_json(self.folder.metrics, evaluate(predictions, dataset.manifest))
+        self.job.save(self.evaluated, path, number, metrics, self.provenance)
 
     def _commit(self, number: int, *, finished: bool) -> None:
         entry = json.loads(self.state.history[-1])
@@ -309,7 +254,7 @@ class _Run:
             self.state,
             epoch=number,
             finished=finished,
-            weights=_on_cpu(self.detector.state_dict()),
+            weights=_on_cpu(self.network.state_dict()),
             average=_on_cpu(self.average.module.state_dict()) if self.average else None,
             optimizer=self.optimizer.state_dict(),
         )
@@ -319,13 +264,10 @@ class _Run:
         provenance.write_text(self.folder.log, "".join(line + "\n" for line in self.state.history))
 
     def _own_provenance(self) -> dict[str, Any]:
-        """The job's provenance with what only the built detector tells. `ancestry`: hashes of the
+        """The job's provenance with what only the built network tells. `ancestry`: hashes of the
         weights that these grew from, nearest first; soups look for a common one."""
-        if self.job.init is not None:
-            ancestry = [self.job.init_sha256, *(self.job.init.provenance.get("ancestry") or [])]
-        else:
-            ancestry = [_digest(self.detector)]
-        counts = [(p.numel(), p.requires_grad) for p in self.detector.parameters()]
+        ancestry = list(self.job.ancestry) or [_digest(self.network)]
+        counts = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
         return {
             **self.job.provenance,
             "seed": self.seed,
@@ -337,7 +279,7 @@ class _Run:
         }
 
 
-def _float32(output: Output) -> Output:
+def _float32(output: Any) -> Any:
     """The same output with every half-precision tensor as float32: losses do not round."""
 
     def wide(value: Any) -> Any:
@@ -345,12 +287,11 @@ def _float32(output: Output) -> Output:
             return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
         if isinstance(value, dict):
             return {key: wide(item) for key, item in value.items()}
-        if isinstance(value, (Output, Branch)):
+        if is_dataclass(value) and not isinstance(value, type):
             return replace(value, **{name: wide(item) for name, item in vars(value).items()})
         return value
 
-    whole: Output = wide(output)
-    return whole
+    return wide(output)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,18 @@ from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import read_manifest, read_manifests
 from amrctl.data.predictions import read_predictions
 from amrctl.data.teacher import TeacherSet
-from amrctl.errors import CheckpointError, OutputError, RecipeError, near
+from amrctl.errors import RecipeError, near
 from amrctl.evaluation.moments import METRICS
+from amrctl.losses.total import Criterion, Loss
 from amrctl.model import checkpoint
 from amrctl.model.checkpoint import Checkpoint
 from amrctl.model.detector import Detector, build
 from amrctl.model.types import MomentStatistics
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import Recipe
-from amrctl.run_folder import RunFolder, find_checkpoint
-from amrctl.training import precision, state
+from amrctl.run_folder import find_checkpoint
+from amrctl.training import moments, precision
+from amrctl.training.task import Asked, Trainable, Validated, stems
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TeacherChoice:
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Asked):
     """What the user asked for. Several `train` manifests are joined; several `val` are validated
     one by one, and the first decides which epoch is best."""
 
@@ -53,12 +53,18 @@ class Request:
     precision: str = "auto"
     clip_windows: bool = False
 
+    def fingerprint(self, report: Reporter = SILENT) -> dict[str, Any]:
+        """See `fingerprint`."""
+        return fingerprint(self, report)
+
+    def load(self, made_of: Mapping[str, Any], report: Reporter = SILENT) -> Job:
+        """See `load`."""
+        return load(self, made_of, report)
+
 
 @dataclass(frozen=True)
-class Job:
-    """A request with everything read, shared by all its seeds. `rounding`: seconds that windows are
-    rounded to (0: not at all). `provenance`: goes into every checkpoint, with the seed added. `verb`:
-    what this training is called."""
+class Job(Trainable[Detector]):
+    """A detector's training. `rounding`: seconds that windows are rounded to (0: not at all)."""
 
     recipe: Recipe
     train: Moments
@@ -72,78 +78,58 @@ class Job:
     provenance: Mapping[str, Any]
     verb: str
 
+    @property
+    def ancestry(self) -> tuple[str, ...]:
+        """The initial checkpoint and its own ancestors."""
+        if self.init is None or self.init_sha256 is None:
+            return ()
+        return (self.init_sha256, *(self.init.provenance.get("ancestry") or []))
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep a second process out while this one trains here; a kill lets go.
+    def build(self, seed: int) -> Detector:
+        """See `assemble`."""
+        return assemble(self, seed)
 
-    Raises `OutputError` when another process holds it or the folder cannot be made. Left-overs
-    of a killed writer are removed.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        _lock(handle, path)
-        for left in path.iterdir():
-            if _left_over(left.name):
-                left.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
+    def criterion(self, network: Detector) -> Callable[[Any, Any], Loss]:
+        """The recipe's terms and those of its components."""
+        return Criterion(self.recipe, network)
 
+    def place(self) -> bool:
+        """Bring the features to the device, where they fit."""
+        return self.train.place(self.device)
 
-def _left_over(name: str) -> bool:
-    """Whether a file is what a killed writer leaves (see `provenance.writing`)."""
-    return name.startswith(".") and name.endswith(".tmp")
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.train.steps()
 
+    def epoch(self, seed: int, number: int) -> Iterator[Any]:
+        """The batches of one epoch."""
+        return self.train.epoch(seed, number)
 
-def _lock(handle: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on this system: two processes in one folder are then the user's care
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"another process is training in {path}; choose another --out") from None
+    def validate(self, network: Detector) -> Validated:
+        """Windows for every validation set, scored."""
+        return moments.validate(self, network)
 
+    def compared(self, value: float) -> float:
+        """With `compat: official`, as the released code, what it prints."""
+        return float(f"{value:.2f}") if self.recipe.compat == "official" else value
 
-def find_state(folder: RunFolder, fingerprint: Mapping[str, Any], overwrite: bool) -> state.State | None:
-    """Where the run to go on from stands (without its tensors), None to start. Changes nothing.
-
-    Raises `OutputError` when the folder holds another run, or something else, and `overwrite` is
-    false. With `overwrite`, an unfinished run of the same making still goes on (its end is the
-    same to the bit) and a finished one starts again.
-    """
-    if folder.path.exists() and not folder.path.is_dir():
-        raise OutputError(f"{folder.path} is a file; --out needs a folder")
-    if not folder.state.is_file():
-        known = {path.name for path in folder.files()}
-        others = [p.name for p in folder.path.glob("*") if p.name not in known and not _left_over(p.name)]
-        if others and not overwrite:
-            raise OutputError(
-                f"{folder.path} exists and is not a run folder (it holds {others[0]}); choose another --out"
-            )
-        return None
-    if overwrite:
-        try:
-            found = state.read(folder.state, tensors=False)
-        except CheckpointError:
-            return None
-        same = not state.differences(found.fingerprint, dict(fingerprint))
-        return found if same and not found.finished else None
-    found = state.read(folder.state, tensors=False)
-    differing = state.differences(found.fingerprint, dict(fingerprint))
-    if differing:
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise OutputError(
-            f"{folder.path} holds a different run ({'; '.join(differing[:3])}{more}); "
-            "choose another --out or add --overwrite"
+    def save(
+        self, network: Detector, path: Path, epoch: int, metrics: Mapping[str, float], made: dict[str, Any]
+    ) -> None:
+        """Write the detector's checkpoint."""
+        tensors = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+        checkpoint.write(
+            path,
+            Checkpoint(
+                tensors=tensors,
+                recipe=self.recipe,
+                features=self.train.streams,
+                epoch=epoch,
+                metrics=dict(metrics),
+                provenance=made,
+                rounding=self.rounding,
+            ),
         )
-    return found
 
 
 def fingerprint(request: Request, report: Reporter = SILENT) -> dict[str, Any]:
@@ -200,7 +186,7 @@ def load(request: Request, made_of: Mapping[str, Any], report: Reporter = SILENT
         train = Moments(manifest, features, recipe, training=True, teacher=teacher)
         val = tuple(
             (name, Moments(read_manifest(path, **options), features, recipe, training=False))
-            for name, path in zip(_stems(request.val), request.val, strict=True)
+            for name, path in zip(stems(request.val), request.val, strict=True)
         )
     for note in dict.fromkeys(
         (*manifest.notes, *train.notes, *(n for _, part in val for n in (*part.manifest.notes, *part.notes)))
@@ -300,18 +286,6 @@ def _tell_other_parts(init: Checkpoint, recipe: Recipe, train: Moments, path: Pa
             f"{path} has {', '.join(changes.dropped)}, for training only, which recipe {recipe.name} "
             "lacks: left out"
         )
-
-
-def _stems(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix; a number is added where two are alike."""
-    names: list[str] = []
-    for path in paths:
-        name, count = path.stem, 1
-        while name in names:
-            count += 1
-            name = f"{path.stem}-{count}"
-        names.append(name)
-    return names
 
 
 def _provenance(

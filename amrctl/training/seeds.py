@@ -13,9 +13,10 @@ from typing import Any
 from amrctl.errors import CheckpointError, OutputError
 from amrctl.progress import SILENT, Reporter
 from amrctl.run_folder import SEEDS, RunFolder, read_seeds, seed_folder, write_seeds
-from amrctl.training import run, state
+from amrctl.training import state
+from amrctl.training.folder import find_state
 from amrctl.training.loop import Outcome, train
-from amrctl.training.run import Request
+from amrctl.training.task import Asked
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Summary:
 
 
 def train_seeds(
-    request: Request,
+    request: Asked,
     out: Path | str,
     seeds: Sequence[int],
     *,
@@ -73,9 +74,9 @@ def train_seeds(
     out = Path(out)
     folders = {seed: RunFolder(seed_folder(out, seed) if several else out) for seed in seeds}
     _check_kind(out, several)
-    made_of = run.fingerprint(request, report)
+    made_of = request.fingerprint(report)
     states = {
-        seed: run.find_state(folder, {**made_of, "seed": seed}, overwrite) for seed, folder in folders.items()
+        seed: find_state(folder, {**made_of, "seed": seed}, overwrite) for seed, folder in folders.items()
     }
     foreign = _foreign(out, seeds, made_of, overwrite) if several else []
     outcomes: dict[int, Outcome] = {}
@@ -88,9 +89,9 @@ def train_seeds(
     if several and not missing and set(seeds) - set((read_seeds(out) or {"done": ()})["done"]):
         write_seeds(out, seeds, outcomes, {})  # killed after the last seed's end, before it was listed
     if missing:
-        job = run.load(request, made_of, report)
+        job = request.load(made_of, report)
         # a recipe that cannot be built and weights that do not fit are the input's fault, not a seed's
-        run.assemble(job, missing[0])
+        job.build(missing[0])
         if several:
             for path in foreign:
                 RunFolder(path).clear()

@@ -62,6 +62,11 @@ def parameters(verb: str) -> Iterator[Parameter]:
             yield Parameter(verb, (str(info.default), *(info.param_decls or ())), kind, info)
 
 
+def needed(kind: str) -> str:
+    """A type's name, whether it may be left out or not."""
+    return kind.removesuffix(" | None").removeprefix("<class '").removesuffix("'>")
+
+
 def every() -> list[Parameter]:
     return [parameter for verb in VERBS for parameter in parameters(verb)]
 

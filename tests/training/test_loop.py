@@ -19,7 +19,7 @@ from amrctl.inference.predict import predict
 from amrctl.losses.total import Criterion, Loss
 from amrctl.model.checkpoint import read_metadata
 from amrctl.run_folder import RunFolder
-from amrctl.training import loop, run, state
+from amrctl.training import moments, run, state
 from amrctl.training.loop import DivergedError, Outcome, train
 from amrctl.training.precision import compiled
 from amrctl.training.run import Request, TeacherChoice
@@ -56,7 +56,7 @@ def script(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
         value = next(left)
         return {"R1@0.7": value, "mAP": 100 - value}
 
-    monkeypatch.setattr(loop, "headline", headline)
+    monkeypatch.setattr(moments, "headline", headline)
 
 
 def log(outcome: Outcome) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_the_weights_that_were_validated_are_saved(
         seen.append({key: value.clone() for key, value in detector.state_dict().items()})
         return original(detector, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "predict", watching)
+    monkeypatch.setattr(moments, "predict", watching)
     folder = trained(ema).folder
     for path, epoch in ((folder.best(), 2), (folder.best("mAP"), 1), (folder.last, 3)):
         saved = load_file(path)

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amrctl.encoders.networks.means import masked_mean
 from amrctl.model.layers.spans import to_start_end
 
-
-def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real rows (0 where there is none), [B, L, H] and [B, L] bool → [B, H] float32."""
-    total = rows.float().masked_fill(~mask[..., None], 0.0).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1)
+__all__ = ["masked_mean", "window_mean"]
 
 
 def off_diagonal_cosine(rows: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Audio encoders of the dual encoder: segments of sound to one row each."""

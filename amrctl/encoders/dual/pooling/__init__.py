@@ -1,0 +1,1 @@
+"""How the rows of a recording's segments become one."""

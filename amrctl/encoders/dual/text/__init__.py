@@ -1,0 +1,1 @@
+"""Text encoders of the dual encoder: a sentence to rows of its tokens."""

@@ -40,6 +40,10 @@ class SubmissionError(AmrctlError):
     """A challenge package that would be refused."""
 
 
+class ArchiveError(AmrctlError):
+    """A searchable archive that is damaged, incomplete, or made in another way than is asked for."""
+
+
 class OutputError(AmrctlError):
     """A target that exists already or cannot be written."""
 

@@ -167,6 +167,29 @@ def writing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Pat
             shutil.rmtree(path, ignore_errors=True)
 
 
+def claim(path: Path, busy: str) -> int | None:
+    """Keep other processes away: a record lock on the file `path`, as a descriptor that ends it when closed.
+
+    None where the system has no such locks. Raises `OutputError` with the text `busy` when another
+    process holds it, and when the file cannot be written.
+    """
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    try:
+        held = os.open(path, os.O_WRONLY | os.O_CREAT)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        # a record lock, not flock: worker processes that outlive a killed parent must not hold it
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise OutputError(busy) from None
+    return held
+
+
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:
     """Write UTF-8 text through `writing`."""
     with writing(path, overwrite=overwrite) as temporary:

@@ -14,7 +14,7 @@ from amrctl.data.batch import Batch
 from amrctl.data.dataset import Moments
 from amrctl.data.features import StreamInfo
 from amrctl.data.manifest import Manifest, Query
-from amrctl.pipeline.search import Made
+from amrctl.pipeline.answering import Made
 from amrctl.recipe import Recipe, load
 
 # every 5 % of the recordings, seconds (the longest quarter is all 300)

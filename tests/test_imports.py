@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "ensemble": FILES | {"run_folder", "data", "model"},
     "rerank": FILES | {"registry", "encoders", "data"},
     "submission": FILES | {"data"},
+    "archive": FILES | {"registry", "encoders", "data"},
     "pipeline": RECIPES
     | {
         "recipe_catalogue",
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "inference",
         "training",
     }
-    | {"ensemble", "rerank", "submission"},
+    | {"ensemble", "rerank", "submission", "archive"},
 }
 LATE = {"cli", "__main__"}  # the command line may import everything
 

@@ -19,6 +19,7 @@ SEVERAL = {
     "predict": ("--checkpoint", "--test", "--audio"),
     "evaluate": ("--against", "--relevant"),
     "submit": ("--development-scores",),
+    "index": ("--features-for",),
 }
 
 

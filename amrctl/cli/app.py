@@ -30,6 +30,7 @@ VERBS = (
     "rerank",
     "evaluate",
     "submit",
+    "index",
     "search",
     "recipes",
     "convert",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,20 +13,28 @@ from amrctl.cli._options import Device, Json, Precision, Quiet, Sets, Verbose
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from amrctl.cli._console import Console
     from amrctl.data.predictions import Prediction
     from amrctl.pipeline.search import Found
 
+_ARCHIVE = "Over an archive"
 FINE, PLAIN = "─▐▌█", "-###"  # none, the right half, the left half, all of a cell
+_SCORE = "score: 0..1, the model's own confidence; it ranks, it is not a calibrated probability"
 FINE_CURVE, PLAIN_CURVE = "▁▂▃▄▅▆▇█", " .:-=+*#"
 
 
 def run(
-    audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="Any wav, flac, ogg or mp3 file.")],
-    sentences: Annotated[
-        list[str], typer.Argument(metavar="SENTENCE...", help="What to look for, one or more.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[AUDIO] SENTENCE...",
+            help="A wav, flac, ogg or mp3 file (not with --index), and what to look for, one or more.",
+        ),
     ],
     checkpoint: Annotated[Path, typer.Option("--checkpoint", help="Weights, or a run folder.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="Moments a sentence.")] = 3,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="Moments a sentence; default: 3, with --index 10.")
+    ] = None,
     min_score: Annotated[
         float, typer.Option("--min-score", min=0, max=1, help="Leave out moments below this score.")
     ] = 0.0,
@@ -59,19 +67,93 @@ def run(
         list[str] | None,
         typer.Option("--text-encoder", metavar="NAME", help="Instead of the one in the checkpoint."),
     ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            "--index",
+            metavar="A.index",
+            help="Search all recordings of this archive (made by index).",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = None,
+    recordings: Annotated[
+        int,
+        typer.Option(
+            "--recordings",
+            min=1,
+            help="Recordings that the detector reads for a sentence.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = 5,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            "--best-of",
+            min=1,
+            help="A recording's score is the mean of so many best windows.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = 1,
+    weight: Annotated[
+        float,
+        typer.Option(
+            "--recording-weight",
+            min=0,
+            help="How much recordings' scores count in the order of moments; 0: not.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = 10.0,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Look at all windows, however many there are.", rich_help_panel=_ARCHIVE
+        ),
+    ] = False,
+    audio_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--audio",
+            metavar="DIR",
+            help="Where the recordings lie now, if they were moved.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = None,
+    index_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--index-encoder",
+            metavar="NAME",
+            help="Text encoder of the archive, if its weights were moved.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = None,
+    cache_size: Annotated[
+        float,
+        typer.Option(
+            "--cache-size",
+            min=0,
+            help="Most gigabytes of features that searches leave in the archive.",
+            rich_help_panel=_ARCHIVE,
+        ),
+    ] = 2.0,
     sets: Sets = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    csv_mode: Annotated[
+        bool, typer.Option("--csv", help="Print the moments as CSV on stdout; all else on stderr.")
+    ] = False,
     json_mode: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the moments of a recording that sentences describe.
+    """Find the moments of a recording, or of an archive, that sentences describe.
 
     The sound is heard with the encoders named in the checkpoint. Recordings of
     any length work; long ones are read in overlapping chunks. Scores are 0..1,
     best first: the model's own confidence, for ranking, not a calibrated
-    probability. Write -- before a file name that begins with "-".
+    probability. Write -- before a file name that begins with "-". With
+    --index there is no file: every word group is a sentence, the archive finds
+    the recordings, the detector the moments in the best of them.
 
     Examples:
 
@@ -80,33 +162,65 @@ def run(
       amrctl search a.wav "rain" --checkpoint C.safetensors --min-score 0.2
 
       amrctl search --checkpoint C.safetensors --json -- -odd.wav "a dog barks"
+
+      amrctl search --index archive.index --checkpoint C.safetensors "a dog barks"
     """
+    from amrctl.cli._console import Console
+    from amrctl.errors import AmrctlError
+
+    if json_mode and csv_mode:
+        raise AmrctlError("--json and --csv both print the answer on stdout; choose one")
+    if saliency and (index is not None or csv_mode):
+        raise AmrctlError("--saliency shows the curve of one recording; leave it out with --index or --csv")
+    console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
+    common = {
+        "checkpoint": checkpoint,
+        "min_score": min_score,
+        "drop_copies": drop_copies,
+        "rounding": rounding,
+        "audio_encoders": tuple(audio_encoder or ()),
+        "text_encoders": tuple(text_encoder or ()),
+        "sets": tuple(sets or ()),
+        "device": device,
+        "precision": precision,
+    }
+    if index is None:
+        if len(words) < 2:
+            raise typer.BadParameter(
+                "Missing argument 'SENTENCE...': AUDIO comes first, then what to look for."
+            )
+        options = {**common, "top": 3 if top is None else top, "saliency": saliency}
+        _one(console, Path(words[0]), tuple(words[1:]), csv_mode, options)
+        return
+    options = {
+        **common,
+        "archive": index,
+        "top": 10 if top is None else top,
+        "recordings": recordings,
+        "best_of": best_of,
+        "weight": weight,
+        "exact": exact,
+        "folder": audio_folder,
+        "text_of_archive": index_encoder,
+        "cache_bytes": round(cache_size * 1e9),
+    }
+    _all(console, tuple(words), csv_mode, options)
+
+
+def _one(
+    console: Console, audio: Path, sentences: tuple[str, ...], csv_mode: bool, options: dict[str, Any]
+) -> None:
+    """Search one recording and show the answer."""
     import sys
 
     from rich.console import Console as RichConsole
 
-    from amrctl.cli._console import Console
     from amrctl.pipeline.search import SearchRequest, search
 
-    console = Console(json_mode=json_mode, quiet=quiet, verbose=verbose)
-    found = search(
-        SearchRequest(
-            audio=audio,
-            sentences=tuple(sentences),
-            checkpoint=checkpoint,
-            top=top,
-            min_score=min_score,
-            drop_copies=drop_copies,
-            rounding=rounding,
-            saliency=saliency,
-            audio_encoders=tuple(audio_encoder or ()),
-            text_encoders=tuple(text_encoder or ()),
-            sets=tuple(sets or ()),
-            device=device,
-            precision=precision,
-        ),
-        console,
-    )
+    found = search(SearchRequest(audio=audio, sentences=sentences, **options), console)
+    if csv_mode:
+        _csv((item.query, str(audio), *row) for item in found.items for row in item.windows.tolist())
+        return
     console.result(found.to_json())
     fine = _speaks(sys.stdout.encoding, FINE + FINE_CURVE)
     width = RichConsole(file=sys.stdout).width
@@ -117,11 +231,59 @@ def run(
         if len(item.windows):
             console.table(_table(found, item, width, fine))
         else:
-            console.say(_sayable(f"{item.query}: nothing scores {min_score:g} or more (best {best:.3f})"))
+            least = options["min_score"]
+            console.say(_sayable(f"{item.query}: nothing scores {least:g} or more (best {best:.3f})"))
     console.say("")
-    console.say("score: 0..1, the model's own confidence; it ranks, it is not a calibrated probability")
-    if saliency:
+    console.say(_SCORE)
+    if options["saliency"]:
         console.say("saliency: how well each second fits; raw, only its order means something")
+
+
+def _all(console: Console, sentences: tuple[str, ...], csv_mode: bool, options: dict[str, Any]) -> None:
+    """Search an archive and show the answer."""
+    from amrctl.cli._console import table
+    from amrctl.pipeline.archive import ArchiveRequest, ArchiveSearch
+
+    found = ArchiveSearch(ArchiveRequest(**options), console).ask(sentences)
+    if csv_mode:
+        _csv((a.query, m.file, m.start, m.end, m.score) for a in found.answers for m in a.moments)
+        return
+    console.result(found.to_json())
+    heads = ("", "recording", "moment", "seconds", "score")
+    console.say(
+        _sayable(
+            f"{found.archive}: {found.recordings:,} recordings, {found.seconds / 3600:.1f} h ({found.how})"
+        )
+    )
+    for answer in found.answers:
+        console.say("")
+        if not answer.moments:
+            least = options["min_score"]
+            console.say(
+                _sayable(f"{answer.query}: nothing scores {least:g} or more (best {answer.best:.3f})")
+            )
+            continue
+        shown = table(*heads, title=_sayable(answer.query))
+        for rank, m in enumerate(answer.moments, 1):
+            cells = (f"{clock(m.start)}-{clock(m.end)}", f"{m.start:.1f}-{m.end:.1f}", f"{m.score:.3f}")
+            shown.add_row(str(rank), _sayable(m.file), *cells)
+        console.table(shown)
+    console.say("")
+    console.say(f"{_SCORE}, lowered in recordings that fit less well than the best")
+
+
+def _csv(rows: Iterable[tuple[str, str, float, float, float]]) -> None:
+    """Print moments, best first for each sentence, as CSV with a line of names."""
+    import csv
+    import sys
+
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(("query", "rank", "file", "start", "end", "score"))
+    rank, before = 0, None
+    for query, file, start, end, score in rows:
+        rank = rank + 1 if query == before else 1
+        before = query
+        out.writerow((query, rank, file, f"{start:g}", f"{end:g}", f"{score:.6g}"))
 
 
 def _table(found: Found, item: Prediction, width: int, fine: bool) -> Table:

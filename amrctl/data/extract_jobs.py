@@ -70,7 +70,7 @@ class AudioJob:
         # Sizes tell one set of files from another without reading them, wherever they lie.
         files = [[vid, byte_size(self.paths[vid]) if vid in self.paths else None] for vid in self.durations]
         more = {"dtype": self.dtype, "tef": self.tef, "recordings": len(files), "files": digest(files)}
-        self.streams = [Stream("audio", encoder, _made_from(encoder, **more)) for encoder in encoders]
+        self.streams = [Stream("audio", encoder, made_from(encoder, **more)) for encoder in encoders]
 
     def run(self, todo: Sequence[Stream], writer: FeatureWriter, report: Reporter) -> list[StreamSpec]:
         """Encode what the streams `todo` lack; what to pack of them."""
@@ -154,7 +154,7 @@ class TextJob:
             "queries": len(self.sentences),
             "sentences": digest(list(self.sentences.items())),
         }
-        self.streams = [Stream("text", encoder, _made_from(encoder, **more)) for encoder in encoders]
+        self.streams = [Stream("text", encoder, made_from(encoder, **more)) for encoder in encoders]
 
     def run(self, todo: Sequence[Stream], writer: FeatureWriter, report: Reporter) -> list[StreamSpec]:
         """Encode what the streams `todo` lack; what to pack of them."""
@@ -186,10 +186,11 @@ def described(encoder: AudioEncoder | TextEncoder) -> dict[str, Any]:
     return known
 
 
-def _made_from(encoder: AudioEncoder | TextEncoder, **more: Any) -> dict[str, Any]:
+def made_from(encoder: AudioEncoder | TextEncoder, **more: Any) -> dict[str, Any]:
+    """All that decides the numbers of an encoder, and `more`."""
     known = described(encoder)
     if known.get("checkpoint_sha256"):  # the same weights may lie elsewhere
-        del known["checkpoint"]
+        known.pop("checkpoint", None)
     return {**known, **more}
 
 

@@ -96,17 +96,8 @@ class FeatureWriter:
             self.part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write {self.part}: {error.strerror}") from None
-        if os.name == "posix":
-            import fcntl
-
-            self._lock = os.open(self.part / "lock", os.O_WRONLY | os.O_CREAT)
-            try:
-                # a record lock, not flock: worker processes that outlive a killed parent must not hold it
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise OutputError(
-                    f"another extraction is writing {self.out}; wait for it or stop it"
-                ) from None
+        busy = f"another extraction is writing {self.out}; wait for it or stop it"
+        self._lock = provenance.claim(self.part / "lock", busy)
         for left in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):
             left.unlink(missing_ok=True)  # a kill while packing
         known = self.part / "settings.json"

@@ -79,8 +79,8 @@ def _import_everything() -> None:
             importlib.import_module(name)
 
 
-def _count(folder: Path, fatal: int | None) -> list[int]:
-    """Count changes below `folder` from now on; die before number `fatal`."""
+def count(folder: Path, fatal: int | None) -> list[int]:
+    """Count changes below `folder` from now on, in this process; die before number `fatal`."""
     counted = [0]
     below = f"{folder}{os.sep}"
 
@@ -116,7 +116,7 @@ def _child(job: Job, answer: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (job.size, job.size))
-    counted = _count(Path(job.folder), job.event)
+    counted = count(Path(job.folder), job.event)
     code: object = 0
     try:
         main()

@@ -23,6 +23,7 @@ class RunFolder:
         self.state = self.path / "state.pt"
         self.log = self.path / "log.jsonl"
         self.predictions = self.path / "val_predictions.jsonl"
+        self.scores = self.path / "val_scores.h5"  # of a dual encoder, in place of predictions
         self.metrics = self.path / "metrics.json"
         self.curves = self.path / "curves.png"
 
@@ -32,7 +33,8 @@ class RunFolder:
 
     def files(self) -> list[Path]:
         """Those of a run's files that are there, the commit point first."""
-        fixed = (self.state, self.recipe, self.last, self.log, self.predictions, self.metrics, self.curves)
+        answers = (self.predictions, self.scores, self.metrics)
+        fixed = (self.state, self.recipe, self.last, self.log, *answers, self.curves)
         meta = self.predictions.with_name(self.predictions.name + ".meta.json")
         found = [path for path in (*fixed, meta) if path.is_file()]
         return [*found, *sorted(self.path.glob("best.*safetensors"))]

@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Explain a file on one screen.
 
-    Knows manifests, features, predictions, checkpoints, run folders,
+    Knows manifests, features, predictions, score matrices, checkpoints, run folders,
     metrics, submission packages and official npz features, by content.
 
     Examples:

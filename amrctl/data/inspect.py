@@ -33,11 +33,12 @@ from amrctl.data.inspect_runs import (
 from amrctl.data.manifest import read_manifest
 from amrctl.data.npz import KEYS
 from amrctl.data.predictions import meta_path, read_predictions
+from amrctl.data.score_matrix import is_scores, read_scores
 from amrctl.errors import AmrctlError
 from amrctl.run_folder import RunFolder, read_seeds
 
 KNOWN = (
-    "manifest, features, predictions, checkpoint, run folder, metrics, submission package, "
+    "manifest, features, predictions, score matrix, checkpoint, run folder, metrics, submission package, "
     "official npz features"
 )
 _ZIP_FAULTS = (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, zlib.error)
@@ -60,7 +61,7 @@ def explain(path: Path | str) -> Explained:
     except OSError as error:
         raise AmrctlError(f"cannot read {path}: {error.strerror}") from None
     if head.startswith(b"\x89HDF\r\n\x1a\n") or path.suffix in (".h5", ".hdf5"):
-        return _features(path)
+        return _scores(path) if is_scores(path) else _features(path)
     if head.startswith(b"PK"):
         return _zip(path)
     if path.suffix == ".safetensors" or looks_like_safetensors(path, head):
@@ -145,6 +146,20 @@ def _metrics(path: Path, value: Mapping[str, Any]) -> Explained:
     told_notes = value.get("notes")
     notes = tuple(map(str, told_notes)) if isinstance(told_notes, list) else ()
     return Explained(path, "metrics", facts, (Listing("percent", ("metric", "value"), tuple(rows)),), notes)
+
+
+def _scores(path: Path) -> Explained:
+    matrix = read_scores(path)
+    facts: dict[str, Any] = {
+        "queries": len(matrix.queries),
+        "recordings": len(matrix.vids),
+        "scores": value_range(matrix.scores.ravel().tolist()),
+        "written for": "known recordings" if any(matrix.written_for) else "no recording (a blind list)",
+    }
+    if made_by := paths(matrix.meta.get("checkpoints")):
+        facts["checkpoints"] = made_by
+    facts |= origin_facts(matrix.meta.get("origin"))
+    return Explained(path, "score matrix", {**facts, **file_facts(path)})
 
 
 def _features(path: Path) -> Explained:

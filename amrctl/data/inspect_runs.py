@@ -106,7 +106,7 @@ def _recipe_facts(recipe: Any) -> dict[str, Any]:
 
 def _kinds(value: Any) -> str:
     several = value if isinstance(value, list) else [value]
-    return ", ".join(str(entry.get("kind")) for entry in entries(several))
+    return ", ".join(str(entry["kind"]) for entry in entries(several) if "kind" in entry)
 
 
 def _stream_table(features: Any) -> Listing:

@@ -35,8 +35,6 @@ from amrctl.run_folder import RunFolder, find_checkpoint
 from amrctl.training import precision
 from amrctl.training.task import Asked, Trainable, Validated, stems
 
-SCORES = "val_scores.h5"  # in the run folder, of the best epoch
-
 
 @dataclass(frozen=True)
 class RetrievalRequest(Asked):
@@ -233,7 +231,7 @@ class RetrievalJob(Trainable[DualEncoder]):
             "origin": provenance.origin(),
         }
         matrix = matrix_of(scores, self.val[0][1].captions, meta)
-        write_scores(folder.path / SCORES, matrix, overwrite=True)
+        write_scores(folder.scores, matrix, overwrite=True)
         provenance.write_json(folder.metrics, rank(scores, original(matrix).relevant).metrics())
 
     def save(

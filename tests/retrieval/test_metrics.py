@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amrctl.data.inspect import explain
 from amrctl.data.relevance import original, read_relevant
 from amrctl.data.score_matrix import ScoreMatrix, read_scores, write_scores
 from amrctl.errors import AmrctlError, ManifestError, RecipeError
@@ -81,6 +82,9 @@ def test_a_score_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (back.queries, back.written_for, back.vids, back.files) == (
         matrix().queries, matrix().written_for, matrix().vids, matrix().files,
     )  # fmt: skip
+    told = explain(path)
+    assert told.kind == "score matrix"
+    assert (told.facts["queries"], told.facts["recordings"]) == (3, 4)
     (tmp_path / "t.h5").write_text("x")
     with pytest.raises(AmrctlError, match="not a score file"):
         read_scores(tmp_path / "t.h5")

@@ -291,7 +291,10 @@ def test_what_was_answered_before_a_stop_is_never_asked_again(
         return None
 
     with serving(six_then_wait) as endpoint:
-        command = [sys.executable, "-m", "amrctl", "rerank", "p.jsonl", "--verifier", "http", "--model", "m"]
+        # a process that is started in the background is deaf to SIGINT, and so are those that it starts
+        heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        start = heeding + "from amrctl.cli.app import main; main()"
+        command = [sys.executable, "-c", start, "rerank", "p.jsonl", "--verifier", "http", "--model", "m"]
         command += [
             "--endpoint",
             endpoint.url,

@@ -79,7 +79,7 @@ def _by_rows(run: Any, draws: Draws, first: Tensor, *others: Tensor | npt.NDArra
     keys = first.shape[-1]
     unit = BLOCK // math.gcd(BLOCK, keys)  # rows that are whole blocks of draws
     given = [flat(x).reshape(-1, keys) if isinstance(x, Tensor) else x for x in (first, *others)]
-    how = (np.uint64(draws.key), np.uint32(draws.cut), draws.scale, unit)
+    how = (draws.key, draws.cut, draws.scale, unit)
     spread_elements(first.numel(), unit * keys, lambda start, stop: run(*given, *how, start, stop))
 
 

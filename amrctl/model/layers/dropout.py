@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,10 @@ from amrctl.model.layers.threads import spread_elements
 
 @dataclass(frozen=True)
 class Draws:
-    """What decides which elements go: a key drawn from the global generator, and a threshold for 16 bits."""
+    """What decides which elements go: a key of 64 bits from the global generator, and a threshold for 16.
+
+    Plain integers: the compiler of `train.compile` stumbles over numpy's.
+    """
 
     key: int
     cut: int
@@ -30,8 +32,8 @@ class Draws:
     @classmethod
     def new(cls, p: float) -> Draws:
         """Draw a key; elements go with probability `round(p * 65536) / 65536`."""
-        key = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()) % 2**64
-        return cls(key, round(p * 65536))
+        key = torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()
+        return cls(int(key), round(p * 65536))
 
     @property
     def scale(self) -> float:
@@ -50,7 +52,7 @@ def _masked(x: Tensor, draws: Draws) -> Tensor:
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    how = (np.uint64(draws.key), np.uint32(draws.cut), draws.scale)
+    how = (draws.key, draws.cut, draws.scale)
     run: Any = kernels.dropout_bfloat16 if x.dtype == torch.bfloat16 else kernels.dropout
     given, found = flat(x), flat(out)
     spread_elements(x.numel(), kernels.BLOCK, lambda first, last: run(given, found, *how, first, last))

@@ -21,9 +21,10 @@ _LOW16 = np.uint64(0xFFFF)
 
 
 @compiled
-def draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
+def draw(key: int, block: int, keep: np.ndarray, cut: int) -> None:
     """`keep[i]` = 1 where element i of this block stays, else 0."""
-    base = key + np.uint64(block * _WORDS) * _STEP
+    base = np.uint64(key) + np.uint64(block * _WORDS) * _STEP
+    least = np.uint32(cut)
     for k in range(_WORDS):
         z = base + np.uint64(k) * _STEP
         z = (z ^ (z >> _SHIFT30)) * _MIX1
@@ -31,13 +32,11 @@ def draw(key: np.uint64, block: int, keep: np.ndarray, cut: np.uint32) -> None:
         z = z ^ (z >> _SHIFT31)
         for quarter in range(4):
             bits = np.uint32((z >> np.uint64(16 * quarter)) & _LOW16)
-            keep[quarter * _WORDS + k] = bits >= cut
+            keep[quarter * _WORDS + k] = bits >= least
 
 
 @compiled
-def dropout(
-    x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float, first: int, last: int
-) -> None:
+def dropout(x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, first: int, last: int) -> None:
     """`out = x * scale` where an element stays, else 0; blocks `first` to `last` of flat arrays of one type.
 
     An element goes when its 16 bits are below `cut`.
@@ -60,7 +59,7 @@ def _rounded(bits: np.uint32) -> np.uint16:
 
 @compiled
 def dropout_bfloat16(
-    x: np.ndarray, out: np.ndarray, key: np.uint64, cut: np.uint32, scale: float, first: int, last: int
+    x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, first: int, last: int
 ) -> None:
     """`dropout` of bfloat16 numbers given as bits."""
     keep = np.empty(BLOCK, np.uint32)

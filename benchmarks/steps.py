@@ -16,7 +16,7 @@ from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
 from amrctl.errors import AmrctlError
-from amrctl.recipe import shipped
+from amrctl.recipe import load_any, shipped
 from benchmarks import inputs
 from benchmarks.cases.training import detector_of, our_step
 
@@ -96,14 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.steps", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--recipe", nargs="+", help="names (default: every shipped recipe)")
+    parser.add_argument("--recipe", nargs="+", help="names (default: every shipped recipe of a detector)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--width", type=int, default=768, help="of the features")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    names, failed = chosen.recipe or list(shipped()), 0
+    detectors = [name for name in shipped() if load_any(name, "finetune").task == "moments"]
+    names, failed = chosen.recipe or detectors, 0
     wide = max(map(len, names)) + 2
     print(" " * wide + "  ".join(kind.rjust(len(kind) + 2) for kind in GROUPS))
     for name in names:

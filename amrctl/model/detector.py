@@ -103,8 +103,13 @@ def names(entries: Sequence[ComponentConfig]) -> list[str]:
 
 
 def _slot(slot: str, entries: Sequence[ComponentConfig], dims: Dims) -> dict[str, nn.Module]:
-    """Build a slot's components by name."""
-    return {name: _make(slot, config, dims) for name, config in zip(names(entries), entries, strict=True)}
+    """Build a slot's components by name. Raises `RecipeError` for one beside what it `replaces`."""
+    made = {name: _make(slot, config, dims) for name, config in zip(names(entries), entries, strict=True)}
+    for name, part in made.items():
+        for other in getattr(part, "replaces", ()):
+            if other in made:
+                raise RecipeError(f"model.{slot}: '{name}' takes the place of '{other}'; remove that one")
+    return made
 
 
 def _make(slot: str, config: ComponentConfig, *args: Any) -> Any:

@@ -30,6 +30,7 @@ _TOP = 2  # prompts that a recording uses, where a file does not say it: lightho
 _SETTABLE = (  # of a block, in the official code or without effect on its weights
     "layers",
     "queries",
+    "widths",
     "heads",
     "inner",
     "dropout",

@@ -4,9 +4,9 @@ Source: Yokohama report (DCASE 2026 Task 6), section 3.5 ("Fisher-weighted avera
 computed from non-training data"), after Matena and Raffel (NeurIPS 2022). Neither says what it is for a
 detector, whose output is no distribution over labels. Here it is the empirical one: the mean over queries of
 the squared gradient of the whole training loss of that one query. Matching, training-only parts and
-loss weights are those of each checkpoint's recipe; dropout is off, as in evaluation, and nothing is shifted;
-terms that compare queries of a batch have nothing to compare. Random numbers of the loss depend on the
-query's place alone. All in float32, one backward pass a query, sums in float64.
+loss weights are those of each checkpoint's recipe; dropout, of whole branches too, is off, and nothing is
+shifted; terms that compare queries of a batch have nothing to compare. Random numbers of the loss depend on
+the query's place alone. All in float32, one backward pass a query, sums in float64.
 
 What is done is kept in `OUT.part/` until the soup is written: after a kill the same command goes on with the
 next checkpoint. Memory holds one checkpoint and its sums, however many there are.
@@ -44,6 +44,8 @@ from amrctl.recipe import Recipe, from_dict
 from amrctl.training.precision import pick_device
 from amrctl.training.state import mix
 
+_RATES = ("dropout", "drop_path")  # options of parts that make training random
+
 
 @dataclass(frozen=True)
 class FisherRequest:
@@ -80,7 +82,9 @@ def fisher_soup(request: FisherRequest, report: Reporter = SILENT) -> Soup:
     for note in (*manifest.notes, *data.notes):
         report.note(note)
     data.place(device)
-    done_with = [provenance.sha256(request.features), *hashes.values()]
+    # what decides how the data are read
+    how = [json.dumps(recipe.to_dict(), sort_keys=True), str(request.clip_windows)]
+    done_with = [provenance.sha256(request.features), *hashes.values(), *how]
     files = [_part(out, source.sha256, done_with) for source in sources]
     todo = [pair for pair in zip(sources, files, strict=True) if not pair[1].is_file()]
     title = f"Fisher information of {len(sources)} checkpoints"
@@ -153,7 +157,7 @@ def _quiet(recipe: Recipe) -> Recipe:
 
     def still(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: 0.0 if key == "dropout" else still(item) for key, item in value.items()}
+            return {key: 0.0 if item and key in _RATES else still(item) for key, item in value.items()}
         return [still(item) for item in value] if isinstance(value, list) else value
 
     raw = recipe.to_dict()

@@ -77,7 +77,7 @@ def train(
     Without, whatever run the folder holds is removed first. Raises `DivergedError` when a loss term
     stops being a number.
     """
-    with locked(folder.path), _repeatable(job.device), job.context():
+    with locked(folder.path), repeatable(job.device), job.context():
         if resume:
             found = state.read(folder.state)
         else:
@@ -308,7 +308,7 @@ def _digest(module: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
+def repeatable(device: torch.device) -> Iterator[None]:
     """Ask CUDA for kernels that give the same bits every time, where it has them."""
     if device.type != "cuda":
         yield

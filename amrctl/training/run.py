@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from amrctl import provenance
+from amrctl import provenance, registry
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import read_manifest, read_manifests
@@ -88,6 +88,16 @@ class Job(Trainable[Detector]):
     def build(self, seed: int) -> Detector:
         """See `assemble`."""
         return assemble(self, seed)
+
+    def rehearse(self, seed: int) -> None:
+        """Also answer one batch: a part that misses another says so when it runs."""
+        network = self.build(seed).train()
+        batch = next(self.train.epoch(seed, 1)).to(self.device)
+        with torch.no_grad():
+            output = network(batch)
+            self.criterion(network)(output, batch)
+            score = self.recipe.inference.score
+            registry.find("score", score.kind).build(score)(output, batch)
 
     def criterion(self, network: Detector) -> Callable[[Any, Any], Loss]:
         """The recipe's terms and those of its components."""

@@ -15,7 +15,7 @@ from amrctl.progress import SILENT, Reporter
 from amrctl.run_folder import SEEDS, RunFolder, read_seeds, seed_folder, write_seeds
 from amrctl.training import state
 from amrctl.training.folder import find_state
-from amrctl.training.loop import Outcome, train
+from amrctl.training.loop import Outcome, repeatable, train
 from amrctl.training.task import Asked
 
 
@@ -90,8 +90,9 @@ def train_seeds(
         write_seeds(out, seeds, outcomes, {})  # killed after the last seed's end, before it was listed
     if missing:
         job = request.load(made_of, report)
-        # a recipe that cannot be built and weights that do not fit are the input's fault, not a seed's
-        job.build(missing[0])
+        # a recipe that cannot run and weights that do not fit are the input's fault, not a seed's
+        with repeatable(job.device), job.context():
+            job.rehearse(missing[0])
         if several:
             for path in foreign:
                 RunFolder(path).clear()

@@ -55,6 +55,10 @@ class Trainable(ABC, Generic[N]):
     def build(self, seed: int) -> N:
         """The network before its first step, on the device."""
 
+    def rehearse(self, seed: int) -> None:
+        """Raise what is wrong with the recipe and the initial weights, before anything is written."""
+        self.build(seed)
+
     @abstractmethod
     def criterion(self, network: N) -> Callable[[Any, Any], Loss]:
         """The loss of the network's output on a batch."""

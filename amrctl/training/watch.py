@@ -16,16 +16,18 @@ from torch import Tensor
 
 from amrctl.losses.total import Loss
 
-_BEHIND = 64  # steps that may be on their way before the oldest is waited for
+_BEHIND = 64  # passes that may be on their way before the oldest is waited for
 
 
 @dataclass
 class _Seen:
-    """A step whose numbers are on their way. `numbers`: the loss, and the gradient's norm."""
+    """A pass whose numbers are on their way. `numbers`: the loss, and the gradient's norm; `counts`: it is
+    its step's first, which is logged."""
 
     where: str
     loss: Loss
     numbers: Tensor
+    counts: bool
     arrived: torch.cuda.Event | None
 
     def here(self, wait: bool) -> bool:
@@ -55,8 +57,7 @@ class Watch:
     def norm(self, loss: Loss, norm: Tensor, where: str, *, counts: bool) -> None:
         """After the backward pass. `counts`: this is the step's first pass, which is logged."""
         if self._deferred:
-            if counts:
-                self._send(loss, norm, where)
+            self._send(loss, norm, where, counts)
             return
         self._judge_norm(norm.item(), where)
         if counts:
@@ -69,14 +70,15 @@ class Watch:
             value, norm = seen.numbers.tolist()
             self._judge_loss(seen.loss, value, seen.where)
             self._judge_norm(norm, seen.where)
-            self._count(value)
+            if seen.counts:
+                self._count(value)
 
     @property
     def mean(self) -> float:
         """The mean loss of the steps that were judged; NaN before the first."""
         return self.total / self.steps if self.steps else math.nan
 
-    def _send(self, loss: Loss, norm: Tensor, where: str) -> None:
+    def _send(self, loss: Loss, norm: Tensor, where: str, counts: bool) -> None:
         numbers = torch.stack((loss.total.detach().float(), norm.detach().float()))
         arrived = None
         if numbers.device.type == "cuda":
@@ -85,7 +87,7 @@ class Watch:
             arrived = torch.cuda.Event()
             arrived.record()
         kept = Loss(loss.total.detach(), loss.raw, loss.weighted)  # the graph is let go
-        self._waiting.append(_Seen(where, kept, numbers, arrived))
+        self._waiting.append(_Seen(where, kept, numbers, counts, arrived))
 
     def _count(self, value: float) -> None:
         self.total, self.steps = self.total + value, self.steps + 1

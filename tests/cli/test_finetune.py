@@ -203,6 +203,12 @@ def test_mistakes_are_one_line_and_leave_nothing(tiny: Tiny, tmp_path: Path, cli
         ),
         ([*inputs(tiny), "--set", "train.schedule.kind=cosin"], "did you mean 'cosine'"),
         ([*inputs(tiny), "--set", "train.schedule.warmup=1"], "train.schedule.warmup"),
+        # what shows only when the network runs
+        (
+            [*inputs(tiny), "--set", "model.hooks=[film]", "--seeds", "0-1"],
+            "add 'sentence-token' to model.fusion",
+        ),
+        ([*inputs(tiny), "--set", "inference.score=product"], "needs the head 'quality'"),
         ([*inputs(tiny), "--precision", "half"], "--precision half: there is auto, fp32, bf16"),
         ([*inputs(tiny), "--device", "tpu"], "--device tpu"),
         ([*inputs(tiny), "--seeds", "4-0"], "--seeds 4-0"),

@@ -108,7 +108,8 @@ def test_the_layout_is_the_released_one() -> None:
 def test_export_has_the_released_keys_and_shapes(tmp_path: Path) -> None:
     """At the true size, both ways without change; the recipe lacks exactly what is never used."""
     torch.manual_seed(0)
-    recipe = load("cg-detr", "finetune", ["model.fusion.adaptive-cross-attention.top=3"])
+    sets = ["model.decoder.widths=[20, 80]", "model.fusion.adaptive-cross-attention.top=3"]
+    recipe = load("cg-detr", "finetune", sets)  # where reference spans began is no part of a network
     detector = build(recipe, (768,), (768,), training=True)
     streams: dict[str, list[dict[str, Any]]] = {
         side: [{"name": "ms-clap", "dim": 768}] for side in ("audio", "text")

@@ -74,10 +74,18 @@ def test_no_more_steps_are_kept_than_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert made.steps == watch._BEHIND + 5
 
 
-def test_a_second_pass_is_judged_but_not_counted() -> None:
-    made = Watch(lambda where, what: StoppedError(what), deferred=False)
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_second_pass_is_judged_but_not_counted(deferred: bool) -> None:
+    """Also where it is the last of an epoch, after which nothing else would show what it did."""
+    made = Watch(lambda where, what: StoppedError(f"{where}: {what}"), deferred=deferred)
     made.norm(loss(1.0), torch.tensor(1.0), "step 1", counts=True)
     made.norm(loss(5.0), torch.tensor(1.0), "step 1", counts=False)
+    made.poll(wait=True)
     assert (made.mean, made.steps) == (1.0, 1)
-    with pytest.raises(StoppedError, match="norm is nan"):
-        made.norm(loss(5.0), torch.tensor(math.nan), "step 1", counts=False)
+
+    def spoilt() -> None:
+        made.norm(loss(5.0), torch.tensor(math.nan), "step 2", counts=False)
+        made.poll(wait=True)
+
+    with pytest.raises(StoppedError, match="step 2: the gradient's norm is nan"):
+        spoilt()

@@ -4,7 +4,8 @@ Source: Yokohama, DCASE 2026 Task 6, section 3.1, after Balestriero and LeCun (2
 `layers.sketch`. The report regularises five sets of features, each found in `extras` (or in the memory):
 
     first-difference    audio after the first temporal-difference fusion [B, T, H]
-    encoder-output      what the encoder leaves, before the second one [B, T, H]
+    encoder-output      audio before the second one; without it, what the last part of the encoder leaves
+                        (with `summary-to-frames`, the summary is in it) [B, T, H]
     second-difference   audio after the second one [B, T, H]
     text-summary        that of `sentence-token` [B, H]
     dummies             CG-DETR's dummy tokens after their encoder [B, D, H]
@@ -108,7 +109,7 @@ def _rows(name: Set, memory: Memory) -> tuple[Tensor, Tensor] | None:
     """The rows of a set [..., H], and which are real [...]; None if the model has no such features."""
     rows = memory.extras.get(_KEYS.get(name, name))
     if rows is None and name == "encoder-output":
-        rows = memory.audio  # no later part has changed it
+        rows = memory.audio
     if rows is None:
         return None
     real = memory.audio_mask if name in _FRAMES else torch.ones_like(rows[..., 0], dtype=torch.bool)

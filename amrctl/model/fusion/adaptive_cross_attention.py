@@ -9,8 +9,8 @@ the recording and learned prompts (`model/layers/saliency_token.py`) and passes 
 without anything to look at.
 
 What differs from the released code: its mask fault (see `text-to-audio`), its means over padding and its
-dropped rank term come back with `compat: official` only; and a share of 1 for a mismatched sentence costs
--log(1e-6) instead of infinity.
+dropped rank term come back with `compat: official` only; and a share of 1 for a mismatched sentence, or a
+share that the labels contradict, costs at most -log(1e-6) instead of infinity, or 100.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class AttentionSaliency:
             return share.sum() * 0.0
         other, paired = mismatched(output, targets, SHARE)
         total = hinge(share, targets.positives, targets.negatives, targets.pair_mask, self.margin)
-        wrong = functional.binary_cross_entropy(share, targets.saliency, reduction="none")
+        # a share that floats round to 0 or 1 has a slope of 1e12, which is noise behind a softmax
+        told = share if self.official else share.clamp(_LEAST, 1 - _LEAST)
+        wrong = functional.binary_cross_entropy(told, targets.saliency, reduction="none")
         total = total + (wrong.mean() if self.official else mean_of(wrong, real))
         rows = rank_rows(share, other, targets.saliency, real, real & paired[:, None])
         if self.official:

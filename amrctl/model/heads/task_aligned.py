@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import nn
 
 from amrctl import registry
-from amrctl.errors import RecipeError
 from amrctl.model.layers.spans import logit
 from amrctl.model.types import Decoded, Dims, LossTerm, Memory, Output
 from amrctl.registry import ComponentConfig, component
@@ -36,7 +35,7 @@ class TaskAlignedConfig(ComponentConfig):
 class TaskAligned(nn.Module):
     """Writes `output.logits` [S, B, N, 1], `output.spans` [S, B, N, 2], `output.quality` [S, B, N] logits."""
 
-    replaces = ("foreground", "span")
+    replaces: tuple[str, ...] = ("foreground", "span")
 
     def __init__(self, config: TaskAlignedConfig, dims: Dims) -> None:
         super().__init__()
@@ -47,12 +46,10 @@ class TaskAligned(nn.Module):
         self.foreground = nn.Linear(width, 1)
         self.span = nn.Linear(width, 2)
         self.iou = nn.Linear(width, 1) if config.iou else None
+        if config.iou:
+            self.replaces = (*self.replaces, "quality")
 
     def forward(self, memory: Memory, decoded: Decoded, output: Output) -> None:
-        if output.logits is not None or output.spans is not None or output.quality is not None:
-            raise RecipeError(
-                f"model.heads: '{NAME}' takes the place of 'foreground', 'span' and 'quality'; remove those"
-            )
         shared = self.trunk(decoded.states)
         output.logits = self.foreground(shared)
         output.spans = (self.span(shared).float() + logit(decoded.references)).sigmoid()

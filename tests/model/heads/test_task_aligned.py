@@ -53,11 +53,18 @@ def test_all_heads_read_what_the_trunk_makes() -> None:
 
 
 @pytest.mark.parametrize("beside", ["foreground", "span", "quality"])
-def test_it_stands_alone(beside: str) -> None:
-    before = "span, quality" if beside == "quality" else beside
-    _, detector = made(f"model.heads=[{before}, task-aligned]")
-    with pytest.raises(RecipeError, match=r"takes the place of 'foreground', 'span' and 'quality'"):
-        detector(batch())
+@pytest.mark.parametrize("heads", ["{}, task-aligned", "task-aligned, {}"])
+def test_it_stands_alone(beside: str, heads: str) -> None:
+    """Before anything runs: whoever comes last would win, and the other would stay untrained."""
+    with pytest.raises(RecipeError, match=f"model.heads: 'task-aligned' takes the place of '{beside}'"):
+        made(f"model.heads=[{heads.format(beside)}, saliency]")
+
+
+def test_without_its_own_it_takes_another_head_for_the_iou() -> None:
+    _, detector = made("model.heads=[{kind: task-aligned, iou: false}, quality, saliency]")
+    output = detector.train()(batch())
+    assert output.quality is not None
+    assert "iou" not in dict(detector.get_submodule("heads.task-aligned").named_children())
 
 
 @pytest.mark.parametrize("loss", ["label: 4", "focal: 4", "varifocal: {weight: 1, cost: 4}"])

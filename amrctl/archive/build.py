@@ -28,7 +28,7 @@ from amrctl.archive.store import Archive, Ear, FeatureStream, Graph, Recording, 
 from amrctl.data.extract_jobs import made_from
 from amrctl.data.feature_writer import DTYPES
 from amrctl.data.workers import spread
-from amrctl.errors import ArchiveError, AudioError, FeatureError, OutputError
+from amrctl.errors import ArchiveError, AudioError, CheckpointError, FeatureError, OutputError
 from amrctl.progress import SILENT, Reporter
 
 JOURNAL, SETTINGS = "journal.jsonl", "settings.json"
@@ -47,7 +47,15 @@ def index(request: IndexRequest, report: Reporter = SILENT) -> Indexed:
     setting = _setting(request, before)
     if before is not None:
         _same_way(out, before, setting)
-    desk = prepare(setting, Shards(out / "part"), out / "features")
+    try:
+        desk = prepare(setting, Shards(out / "part"), out / "features")
+    except (CheckpointError, FeatureError) as error:
+        if before is not None and request.audio_encoder is request.window is request.hop is None:
+            raise ArchiveError(
+                f"{out} was made with {setting.spec}: {error}; if its weights lie elsewhere, name it with "
+                f"--audio-encoder, as {setting.spec.partition(':')[0]}:WEIGHTS"
+            ) from None
+        raise
     _refuse_other_streams(out, before, desk.streams)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,7 @@ def _setting(request: IndexRequest, before: Archive | None) -> Setting:
     if dtype not in DTYPES:
         raise FeatureError(f"--dtype {dtype}: write {' or '.join(DTYPES)}")
     kept = before.features if before else ()
-    wanted = [Wanted(s.name, s.spec, s.dtype, s.window, s.hop, s.precision) for s in kept]
+    wanted = [Wanted(s.name, s.spec, s.dtype, s.window, s.hop, s.precision, s.key) for s in kept]
     return Setting(
         spec=spec,
         window=window,

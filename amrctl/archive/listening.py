@@ -19,7 +19,7 @@ from amrctl.data.feature_packing import checked
 from amrctl.data.features import Rows
 from amrctl.data.hearing import Heard, hear
 from amrctl.encoders.base import AudioEncoder, load_audio_encoder
-from amrctl.errors import AudioError, FeatureError
+from amrctl.errors import AmrctlError, ArchiveError, AudioError, FeatureError
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,25 @@ class Desk:
 
 
 def prepare(setting: Setting, windows: Shards, folder: Path) -> Desk:
-    """Load the encoders. Raises `FeatureError` as `load_audio_encoder` and `load_windows`."""
+    """Load the encoders. Raises what `load_windows` does, and `ArchiveError` for a detector's encoder that
+    cannot be had."""
     encoder = load_windows(setting.spec, setting.window, setting.hop, setting.options)
     ears = {WINDOWS: Named(encoder, WINDOWS, "plain", "round")}
     streams: dict[str, FeatureStream] = {}
+    lost: dict[str, ArchiveError] = {}  # streams that are kept and whose encoder is not where it was
     for wanted in setting.wanted:
         options = {**setting.options, "precision": wanted.precision}
-        hearer = load_audio_encoder(wanted.spec, **options, window=wanted.window, hop=wanted.hop)
+        try:
+            hearer = load_audio_encoder(wanted.spec, **options, window=wanted.window, hop=wanted.hop)
+        except AmrctlError as error:
+            fault = ArchiveError(
+                f"a detector's encoder {wanted.spec}: {error}; if its weights lie elsewhere, name it with "
+                "--features-for and --detector-encoder"
+            )
+            if wanted.key is None:
+                raise fault from None
+            lost[wanted.key] = fault
+            continue
         key = stream_key(described(hearer), wanted.dtype)
         ears[key] = named(hearer, key)
         streams[key] = FeatureStream(
@@ -134,4 +146,7 @@ def prepare(setting: Setting, windows: Shards, folder: Path) -> Desk:
             hop=wanted.hop,
             precision=wanted.precision,
         )
+    for key, fault in lost.items():
+        if key not in streams:
+            raise fault
     return Desk(encoder, ears, list(streams.values()), setting.dtype, windows, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from amrctl.provenance import number
 
 @dataclass(frozen=True)
 class Wanted:
-    """A detector's audio stream to be kept: its name, and how its encoder is spelt and set."""
+    """A detector's audio stream to be kept: its name, and how its encoder is spelt and set. `key`: of its
+    rows, where the archive has some."""
 
     name: str
     spec: str
@@ -20,6 +21,7 @@ class Wanted:
     window: float | None
     hop: float | None
     precision: str | None
+    key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from amrctl.errors import FeatureError
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
-def folder_of(checkpoint: str, *, encoder: str, extra: Sequence[str] = ()) -> Path:
+def folder_of(checkpoint: str, *, encoder: str, extra: Sequence[str] = (), how: str | None = None) -> Path:
     """The local folder with `config.json` and weights that `checkpoint` means.
 
     A folder is itself. Anything else is a hub name: transformers finds its files in its cache or
-    downloads them (`extra`: further files, where the hub has them). Raises `FeatureError`.
+    downloads them (`extra`: further files, where the hub has them). `how`: the way to name a folder, if it
+    is not the encoder's spelling. Raises `FeatureError`.
     """
     require("transformers", encoder)
     path = local(checkpoint)
@@ -35,7 +36,7 @@ def folder_of(checkpoint: str, *, encoder: str, extra: Sequence[str] = ()) -> Pa
             raise FeatureError(f"{encoder}: {path} has no config.json; name a folder in the Hub's layout")
         weight_files(path)
         return path
-    layout = f"write {encoder}:FOLDER, a folder with config.json and model.safetensors"
+    layout = f"write {how or f'{encoder}:FOLDER'}, a folder with config.json and model.safetensors"
     if path.exists():
         raise FeatureError(f"{encoder}: {path} is a file; {layout}")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", checkpoint):

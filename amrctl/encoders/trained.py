@@ -2,7 +2,8 @@
 
 A frame is a second of sound that passes the audio side by itself, a token a row of the text side; both go
 through the map into the shared space and have length 1. The streams carry the same `space`, so the
-similarity verifier compares them by their cosine. Sentences have a pooled vector too.
+similarity verifier compares them by their cosine. Sentences have a pooled vector too. The stream names its
+checkpoint with the folder, as it was given: the best of every run has the same file name.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class TrainedAudio(_Side):
         self.window, self.hop = config.window or self.window, config.hop or self.hop
         if self.window > self._dual.segment:
             raise FeatureError(
-                f"--window {self.window:g}: {self._dual.name} hears at most {self._dual.segment:g} s"
+                f"--window {self.window:g}: {self._dual.name} hears at most {self._dual.segment:g} s; "
+                f"give --window {self._dual.segment:g} or less"
             )
 
     def encode(self, windows: Rows) -> Rows:

@@ -7,7 +7,8 @@ first needed, and stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from amrctl.encoders.base import (
     load_text_encoder,
     needs_weights,
 )
-from amrctl.errors import CheckpointError, FeatureError
+from amrctl.errors import AmrctlError, CheckpointError, FeatureError
 from amrctl.inference import predict as inference
 from amrctl.model.checkpoint import Checkpoint, read, require_dims, restore
 from amrctl.model.detector import Detector
@@ -111,6 +112,7 @@ class Answerer:
         self.specs: dict[str, list[str]] = {
             side: encoder_specs(side, self.checkpoint, given[side], self.path) for side in ("audio", "text")
         }
+        self._told: set[str] = {side for side in given if not given[side]}
         self._hearers: dict[int, AudioEncoder] = {}
         self._readers: dict[int, TextEncoder] = {}
 
@@ -124,11 +126,27 @@ class Answerer:
         return restore(self.checkpoint, where=str(self.path)).to(self.device)
 
     def hearer(self, stream: int) -> AudioEncoder:
-        """The encoder of an audio stream."""
+        """The encoder of an audio stream. Raises `CheckpointError` when it cannot be had."""
         if stream not in self._hearers:
             told = {key: attribute(self.audio[stream], key) for key in ("window", "hop", "precision")}
-            self._hearers[stream] = load_audio_encoder(self.specs["audio"][stream], **told)
+            with self._loading("audio", stream):
+                self._hearers[stream] = load_audio_encoder(self.specs["audio"][stream], **told)
         return self._hearers[stream]
+
+    @contextlib.contextmanager
+    def _loading(self, side: Side, stream: int) -> Iterator[None]:
+        """What is wrong with an encoder that only the checkpoint names needs a word about where it was
+        named: its weights may lie elsewhere now."""
+        try:
+            yield
+        except AmrctlError as error:
+            if side not in self._told:
+                raise CheckpointError(str(error)) from None
+            spec = self.specs[side][stream]
+            raise CheckpointError(
+                f"{self.path} was trained with the {side} encoder {spec}: {error}; if its weights lie "
+                f"elsewhere, name it with --{side}-encoder, as {spec.partition(':')[0]}:WEIGHTS"
+            ) from None
 
     def hear(self, stream: int, path: Path, name: str) -> Rows:
         """All frames of a recording for one audio stream, `(frames, dim)`, in the number format of
@@ -149,7 +167,8 @@ class Answerer:
             if stream not in self._readers:
                 spec = self.specs["text"][stream]
                 told = attribute(trained, "precision")
-                self._readers[stream] = load_text_encoder(spec, precision=told)
+                with self._loading("text", stream):
+                    self._readers[stream] = load_text_encoder(spec, precision=told)
             answers = self._readers[stream].encode(list(sentences))
             found.append(
                 [

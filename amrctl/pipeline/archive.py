@@ -26,7 +26,7 @@ from amrctl.data.manifest import Query
 from amrctl.data.predictions import Prediction
 from amrctl.encoders.base import TextEncoder
 from amrctl.ensemble.pool import pool
-from amrctl.errors import AmrctlError, ArchiveError
+from amrctl.errors import AmrctlError, ArchiveError, CheckpointError
 from amrctl.model.checkpoint import read
 from amrctl.pipeline.answering import Answerer, attribute, encoder_specs, trained_dtype
 from amrctl.pipeline.search import MOST, check
@@ -209,6 +209,8 @@ class ArchiveSearch:
         for place in dict.fromkeys(m.recording for matches in chosen for m in matches):
             try:
                 heard[place] = self._rows(archive.recordings[place])
+            except CheckpointError:  # an encoder that cannot be had is no fault of the recording
+                raise
             except AmrctlError as error:
                 skipped[archive.recordings[place].path] = str(error)
         if not heard:
@@ -245,7 +247,15 @@ class ArchiveSearch:
         if self._reader is None:
             spec = request.text_of_archive or ear.text
             options = {"device": request.device, "precision": ear.made_from.get("precision")}
-            self._reader = load_reader(spec, ear.space, ear.dim, options)
+            try:
+                self._reader = load_reader(spec, ear.space, ear.dim, options)
+            except AmrctlError as error:
+                if request.text_of_archive:
+                    raise
+                raise ArchiveError(
+                    f"{self.root} was made with the text encoder {spec}: {error}; if its weights lie "
+                    f"elsewhere, name it with --index-encoder, as {spec.partition(':')[0]}:WEIGHTS"
+                ) from None
         rows = sentence_rows(self._reader, sentences, ear.dim)
         return [
             match(

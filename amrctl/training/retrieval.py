@@ -86,6 +86,11 @@ class RetrievalRequest(Asked):
         if shared:
             report.note(f"{len(shared):,} recordings of {self.val[0]} are trained on too")
         init = read_dual(find_checkpoint(self.init)) if self.init else None
+        if init is None and getattr(self.recipe.model.audio, "checkpoint", "none to set") is None:
+            report.note(
+                f"{self.recipe.model.audio.kind} begins with random weights, what of it is frozen too; name "
+                "trained ones with --set model.audio.checkpoint=FILE"
+            )
         _require_same_towers(self.recipe, init, str(self.init))
         tower = audio_tower(self.recipe.model, init.memory.get("audio") if init else None)
         sets = [PairSet(part, tower, self.recipe.train) for part in (train, *val)]

@@ -183,6 +183,20 @@ def test_annotations_of_other_data_sets_and_exclusion(tmp_path: Path, sounds: So
     assert len(read_set([clotho], [audio], skip_bad=True).pairs) == 2
 
 
+def test_a_network_that_begins_with_random_weights_is_told(sounds: Sounds, tmp_path: Path, cli: Cli) -> None:
+    """JKU's recipe without its weights: what is frozen would stay random for ever."""
+    words = training(sounds, tmp_path / "run")
+    words[2] = "jku-passt-roberta"
+    sets = [word for word in words if word != "--set" and "=" not in str(word)]
+    told = cli(*sets, "--set", f"model.text.checkpoint={tmp_path / 'none'}")
+    assert told.code == 2
+    assert (
+        "passt begins with random weights, what of it is frozen too; name trained ones with --set" in told.err
+    )
+    assert "write --set model.text.checkpoint=FOLDER" in told.err.splitlines()[-1]
+    assert "random" not in cli(*training(sounds, tmp_path / "small", "train.epochs=1")).err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

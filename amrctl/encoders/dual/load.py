@@ -220,4 +220,4 @@ def load_dual(
     """
     path = find_checkpoint(checkpoint)
     network = read_dual(path).network(str(path))
-    return Dual(network, sha256=sha256(path), name=path.name, device=device, precision=precision)
+    return Dual(network, sha256=sha256(path), name=str(path), device=device, precision=precision)

@@ -64,7 +64,9 @@ class TransformersAudio(AudioTower):
         super().__init__()
         self.config: Config = config
         if memory is None:
-            folder = folder_of(config.checkpoint, encoder=NAME, extra=(FRONT,))
+            folder = folder_of(
+                config.checkpoint, encoder=NAME, extra=(FRONT,), how="--set model.audio.checkpoint=FOLDER"
+            )
             self._type = _type(str(read_config(folder, encoder=NAME).get("model_type")), str(folder))
             whole = load_network(getattr(transformers, self._type.whole), folder, encoder=NAME)
             self.network: nn.Module = getattr(whole, self._type.part) if self._type.part else whole

@@ -58,7 +58,10 @@ class Transformers(TextTower):
         self.config = config
         if memory is None:
             folder = folder_of(
-                config.checkpoint, encoder=NAME, extra=(*TOKENIZER, "spiece.model", "spm.model")
+                config.checkpoint,
+                encoder=NAME,
+                extra=(*TOKENIZER, "spiece.model", "spm.model"),
+                how="--set model.text.checkpoint=FOLDER",
             )
             told = read_config(folder, encoder=NAME)
             cls, options = _class(str(told.get("model_type")), str(folder))

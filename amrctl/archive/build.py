@@ -50,7 +50,8 @@ def index(request: IndexRequest, report: Reporter = SILENT) -> Indexed:
     try:
         desk = prepare(setting, Shards(out / "part"), out / "features")
     except (CheckpointError, FeatureError) as error:
-        if before is not None and request.audio_encoder is request.window is request.hop is None:
+        told = (request.audio_encoder, request.window, request.hop)
+        if before is not None and not any(value is not None for value in told):
             raise ArchiveError(
                 f"{out} was made with {setting.spec}: {error}; if its weights lie elsewhere, name it with "
                 f"--audio-encoder, as {setting.spec.partition(':')[0]}:WEIGHTS"

@@ -18,7 +18,7 @@ from pathlib import Path
 from amrctl import provenance
 from amrctl.cli._options import parse_seeds
 from amrctl.errors import AmrctlError
-from benchmarks.accuracy import second, sets, tables
+from benchmarks.accuracy import dual, second, sets, tables
 from benchmarks.accuracy.chain import run_chain
 from benchmarks.accuracy.commands import CommandError, Commands
 from benchmarks.accuracy.guess import guesses
@@ -57,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 provenance.write_json(places.results / name / "guess.json", guesses(data))
                 plain = data
                 for row in rows:
-                    data = second.add_streams(plain, places.results) if row.streams else plain
+                    data = plain
+                    if row.features == "streams":
+                        data = second.add_streams(plain, places.results)
+                    elif row.features == "dual":
+                        data = dual.add_dual(plain, sources)
                     seeds = parse_seeds(chosen.seeds) if chosen.seeds else list(row.seeds)
                     for seed in seeds:
                         result = run_row(plan, row, data, seed, places, again=chosen.again)

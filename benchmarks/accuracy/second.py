@@ -39,7 +39,7 @@ def add_streams(made: DataSet, results: Path) -> DataSet:
 
     What made it is kept as `RESULTS/<set>/streams.json`. Killed, the same call goes on.
     """
-    both = made.with_streams()
+    both = made.reading("streams")
     told = both.folder / "streams.txt"
     if not told.is_file():
         commands = Commands()

@@ -78,12 +78,12 @@ class DataSet:
 
     @property
     def main_features(self) -> Path:
-        """The one with a single stream a side."""
+        """The one with an embedded encoder a side."""
         return self.folder / "features.h5"
 
-    def with_streams(self) -> DataSet:
-        """The same set, read from the file with several streams a side (`benchmarks.accuracy.second`)."""
-        return replace(self, file="streams.h5")
+    def reading(self, file: str) -> DataSet:
+        """The same set, read from another of its feature files."""
+        return replace(self, file=f"{file}.h5")
 
     @property
     def commands(self) -> Path:

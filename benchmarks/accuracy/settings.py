@@ -16,6 +16,7 @@ SETS = ("esc10", "castella")
 REFERENCE = "qd-detr"  # the row that all others are tested against
 PRETRAINED = "qd-detr+pretrain"  # and what rows of two stages are tested against as well: equal data
 SEEDS = (0, 1, 2)
+FILES = ("features", "streams", "dual")  # feature files of a set
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Row:
 
     `init`: the row whose run of the same seed it goes on from. `before`: commands that make what
     `options`, further words of the training command, name. `make`: commands instead of a training;
-    the last writes `{out}`. All three are templates, see `run.Places.fill`. `streams`: it reads all
-    streams of the set, which the plan names. `soups`: besides the uniform soup of its seeds, `greedy` and
-    `fisher`, both by the validation queries.
+    the last writes `{out}`. All three are templates, see `run.Places.fill`. `features`: the one of `FILES`
+    that it reads; of `streams`, all that the plan names. `soups`: besides the uniform soup of its seeds,
+    `greedy` and `fisher`, both by the validation queries.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Row:
     options: tuple[str, ...] = ()
     make: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    streams: bool = False
+    features: str = FILES[0]
     soups: tuple[str, ...] = ()
 
     @property
@@ -76,7 +77,7 @@ class Plan:
         what the row puts into a whole slot (`model.fusion=...`) goes before them.
         """
         plain = load(row.recipe, stage, row.set).to_dict()["model"]
-        named = self.streams[name].items() if row.streams else ()
+        named = self.streams[name].items() if row.features == "streams" else ()
         slots = [change for change in row.set if change.partition("=")[0].count(".") == 1]
         slots = [change for change in slots if change.startswith("model.")]
         return [
@@ -90,7 +91,11 @@ class Plan:
 
     def resolved(self, row: Row, name: str) -> dict[str, Any]:
         """Stage → the recipe as it runs; what else decides a row's numbers stands beside them."""
-        more = {key: list(getattr(row, key)) for key in ("before", "options", "make") if getattr(row, key)}
+        more: dict[str, Any] = {
+            key: list(getattr(row, key)) for key in ("before", "options", "make") if getattr(row, key)
+        }
+        if row.features == "dual":
+            more["features"] = row.features
         if row.init:
             more["init"] = [row.init]
         return more | {
@@ -105,6 +110,7 @@ def read_plan(path: Path = HERE / "rows.yaml") -> Plan:
     for name, given in raw["rows"].items():
         unknown = set(given) - {f.name for f in fields(Row)} | {"name"} & set(given)
         foreign = set(given.get("sets", ())) - set(SETS) | set(given.get("soups", ())) - {"greedy", "fisher"}
+        foreign |= {given.get("features", FILES[0])} - set(FILES)
         if unknown or foreign or ("recipe" in given) == ("make" in given):
             raise ValueError(f"{path}: row {name}: {sorted(unknown | foreign) or 'a recipe, or make'}")
         lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}

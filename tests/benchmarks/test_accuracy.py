@@ -23,7 +23,7 @@ from amrctl.evaluation.moments import METRICS
 from benchmarks.accuracy import chain, run, second, sets, tables
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.guess import best_fixed, drawn, guesses
-from benchmarks.accuracy.settings import HERE, PRETRAINED, REFERENCE, SETS, Plan, Row, read_plan
+from benchmarks.accuracy.settings import FILES, HERE, PRETRAINED, REFERENCE, SETS, Plan, Row, read_plan
 
 CLASSES = {
     "baby cry", "chainsaw", "clock tick", "dog bark", "fire crackling",
@@ -131,6 +131,10 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"row typo: \['pretain'\]"):
         read_plan(path)
+    raw["rows"]["typo"] = {"recipe": "qd-detr", "features": "duel"}
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=r"row typo: \['duel'\]"):
+        read_plan(path)
     raw["rows"]["typo"] = {"recipe": "qd-detr", "soups": ["greed"]}
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ValueError, match=r"row typo: \['greed'\]"):
@@ -149,11 +153,8 @@ def test_a_row_of_several_streams_names_those_of_its_set() -> None:
     single = plan.resolved(plan.rows["qam-3-way"], "esc10")["finetune"]
     assert [stream["name"] for stream in single["features"]["audio"]] == ["auto"]
     made = sets.DataSet("esc10", Path("work"))
-    assert (made.features, made.with_streams().features) == (
-        Path("work/features.h5"),
-        Path("work/streams.h5"),
-    )
-    assert made.with_streams().main_features == made.features
+    assert [made.reading(file).features.name for file in FILES] == ["features.h5", "streams.h5", "dual.h5"]
+    assert made.reading("streams").main_features == made.features
 
 
 def test_the_rows_of_qam_detr_are_its_ladder() -> None:

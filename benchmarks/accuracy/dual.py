@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from amrctl import provenance
 from benchmarks.accuracy.commands import Commands
-from benchmarks.accuracy.sets import DataSet, Sources
+from benchmarks.accuracy.sets import DataSet, Sources, caption_rows, write_captions
 
 RECORDINGS = "1600"
 SPLITS = "train=0.8,val=0.2"
@@ -27,8 +27,11 @@ def add_dual(made: DataSet, sources: Sources) -> DataSet:
     if not told.is_file():
         commands = Commands()
         single, trained = own.folder / "mixed-single", own.folder / "runs" / "dual"
+        captions = own.folder / "captions-single.csv"
+        rows = caption_rows(sources.data / "esc10" / "clips.csv")
+        write_captions(captions, [row for row in rows if row["split"] != "test"])
         commands.amrctl(
-            "synth", "--events", sources.data / "esc10" / "audio", "--captions", made.folder / "captions.csv",
+            "synth", "--events", sources.data / "esc10" / "audio", "--captions", captions,
             "--recordings", RECORDINGS, "--splits", SPLITS, "--length", "5", "--snr", "5-20",
             "--events-per-recording", "1", "--prefix", "esc10-single", "--seed", "4", "--out", single,
         )  # fmt: skip

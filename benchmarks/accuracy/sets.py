@@ -121,6 +121,14 @@ def caption_rows(clips: Path, captions: Path = HERE / "captions.yaml") -> list[d
         ]
 
 
+def write_captions(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write such rows as CSV."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def permuted(manifest: Manifest, meaning: Callable[[Query], str], seed: int = 0) -> list[Query]:
     """The same recordings and moments, each asked for with another query's sentence (and its qid, which
     is where the sentence's features are found). No query gets a sentence of its own `meaning`.
@@ -158,11 +166,7 @@ def divided(manifest: Manifest, share: float = PRETRAIN_SHARE) -> tuple[list[Que
 
 def _esc10(made: DataSet, sources: Sources, commands: Commands) -> None:
     captions = made.folder / "captions.csv"
-    rows = caption_rows(sources.data / "esc10" / "clips.csv")
-    with open(captions, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_captions(captions, caption_rows(sources.data / "esc10" / "clips.csv"))
     mixed = []
     for seed, (name, shortest, events, repeats) in enumerate(MIXES, start=1):
         mixed.append(made.folder / "mixed" / name)

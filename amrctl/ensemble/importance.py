@@ -36,7 +36,7 @@ class Importance:
         with safetensors.safe_open(str(files[0]), framework="pt") as opened:
             self._sizes = {key: _size(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
         count = max(sum(self._sizes.values()), 1)
-        total = sum(float(load(path, key).double().sum()) for path in files for key in self._sizes)
+        total = sum(float(load(path, [key])[key].double().sum()) for path in files for key in self._sizes)
         self.floor = FLOOR * total / (count * len(files))
         sums = [0.0] * len(files)
         for key, size in self._sizes.items():
@@ -49,7 +49,8 @@ class Importance:
         if key not in self._sizes:
             even = torch.full((_size(shape),), 1 / len(self._files), dtype=torch.float64)
             return [even] * len(self._files)
-        raised = [load(path, key).double().reshape(-1).clamp(min=self.floor) for path in self._files]
+        found = (load(path, [key])[key].double().reshape(-1) for path in self._files)
+        raised = [value.clamp(min=self.floor) for value in found]
         total = torch.stack(raised).sum(0)
         even = torch.full_like(total, 1 / len(raised))
         return [torch.where(total > 0, value / total, even) for value in raised]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor
 
 from amrctl import provenance
@@ -17,6 +18,7 @@ from amrctl.progress import Reporter
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATING = ("F64", "F32", "F16", "BF16")
+DTYPES = dict(zip(FLOATING, (torch.float64, torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,8 @@ def tell(sources: Sequence[Source], report: Reporter) -> None:
         report.note("some of these checkpoints are the same file content")
 
 
-def load(path: Path, key: str) -> Tensor:
-    """One tensor of a safetensors file."""
-    # opened anew for each tensor: a mapped file would stay in memory page by page
+def load(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
+    """Some tensors of a safetensors file."""
+    # opened anew each time: a mapped file would stay in memory page by page
     with safetensors.safe_open(str(path), framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(key)
-        return tensor.clone()
+        return {key: opened.get_tensor(key).clone() for key in keys}

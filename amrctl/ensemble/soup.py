@@ -1,6 +1,6 @@
 """Soups: one checkpoint whose weights are the weighted mean of several (Wortsman et al., ICML 2022).
 
-Sums are float64. Tensors are read, averaged and written one after the other, so memory holds one
+Sums are float64. Tensors are read, averaged and written a few after the others, so memory holds one large
 tensor per ingredient, whatever the size and the number of checkpoints.
 
 A part that starts as the identity (its last layer is zero) may be missing in some ingredients, as in the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,7 +103,9 @@ def make_soup(
     out = provenance.refuse_existing(out, overwrite)
     paths = several(inputs, allow_incomplete=allow_incomplete)
     shares = _shares(weights, len(paths))
-    sources = [open_source(path) for path, share in zip(paths, shares, strict=True) if share > 0]
+    counted = [path for path, share in zip(paths, shares, strict=True) if share > 0]
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        sources = list(pool.map(open_source, counted))
     for path, share in zip(paths, shares, strict=True):
         if share == 0:
             report.note(f"{path} has weight 0 and is left out")
@@ -145,12 +148,12 @@ def write_soup(
     with provenance.writing(out, overwrite=overwrite) as temporary, open(temporary, "wb") as stream:
         _write_header(stream, shapes, mix.keys, _metadata(mix, dict(metrics or {}), dict(method or {})))
         with report.bar("soup", len(mix.keys), unit="tensors") as bar:
-            for key in mix.keys:
-                mixed = mix.mean(key)
-                stream.write(_bytes(mixed.tensor))
+            for mixed in mix.parts():
+                for tensor in mixed.tensors.values():
+                    stream.write(_bytes(tensor))
                 distances, products = distances + mixed.distances, products + mixed.products
                 square += mixed.square
-                bar.advance()
+                bar.advance(len(mixed.tensors))
     return _summary(out, mix, distances, products, math.sqrt(square), dict(method or {}))
 
 

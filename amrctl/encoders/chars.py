@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amrctl.encoders.base import TEXT, Rows, Sentence, Weightless
-from amrctl.encoders.words import split
+from amrctl.encoders.base import TEXT, Sentence, Weightless
+from amrctl.encoders.words import signs, split, summarised
 from amrctl.registry import component
 
 DIM = 384  # the bits of one SHA-384, one sign each
@@ -35,17 +35,11 @@ def runs(sentence: str) -> list[str]:
     return [text[at : at + RUN] for at in range(0, max(len(text) - RUN + STEP, 1), STEP)]
 
 
-def _signs(text: str) -> npt.NDArray[np.float64]:
-    """The 384 bits of SHA-384 as -1 and +1, shape `(DIM,)`."""
-    digest = np.frombuffer(hashlib.sha384(text.encode()).digest(), dtype=np.uint8)
-    return np.unpackbits(digest).astype(np.float64) * 2 - 1
-
-
 @lru_cache(maxsize=1 << 16)
 def run_vector(run: str) -> npt.NDArray[np.float64]:
     """A token's direction, shape `(DIM,)`, length 1; read-only. `run`: at least two characters."""
     pieces = [run[i : i + n] for n in GRAMS for i in range(len(run) - n + 1)]
-    total = np.sum([_signs(piece) for piece in pieces], axis=0)
+    total = np.sum([signs(hashlib.sha384(piece.encode()).digest()) for piece in pieces], axis=0)
     vector: npt.NDArray[np.float64] = total / max(float(np.linalg.norm(total)), 1e-12)
     vector.flags.writeable = False
     return vector
@@ -66,11 +60,7 @@ class Chars:
         return [self._one(sentence) for sentence in sentences]
 
     def _one(self, sentence: str) -> Sentence:
-        rows = np.stack([run_vector(run) for run in runs(sentence)])
-        mean = rows.mean(axis=0)
-        summary = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        tokens: Rows = np.concatenate([summary[None], rows]).astype(np.float32)
-        return Sentence(tokens, tokens[0].copy())
+        return summarised(np.stack([run_vector(run) for run in runs(sentence)]))
 
     def attributes(self) -> Mapping[str, Any]:
         return {"version": 1, "normalisation": "length 1", "parameters": 0}

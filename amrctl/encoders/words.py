@@ -61,10 +61,21 @@ def grams(word: str) -> list[str]:
     return [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
 
 
+def signs(digest: bytes) -> npt.NDArray[np.float64]:
+    """The bits of a digest as -1 and +1, shape `(bits,)`."""
+    return np.unpackbits(np.frombuffer(digest, dtype=np.uint8)).astype(np.float64) * 2 - 1
+
+
+def summarised(rows: npt.NDArray[np.float64]) -> Sentence:
+    """Token vectors `(n, dim)` behind their mean scaled to length 1, the pooled vector too; float32."""
+    mean = rows.mean(axis=0)
+    summary = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    tokens: Rows = np.concatenate([summary[None], rows]).astype(np.float32)
+    return Sentence(tokens, tokens[0].copy())
+
+
 def _signs(text: str) -> npt.NDArray[np.float64]:
-    """The 256 bits of SHA-256 as -1 and +1, shape `(DIM,)`."""
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8)
-    return np.unpackbits(digest).astype(np.float64) * 2 - 1
+    return signs(hashlib.sha256(text.encode()).digest())
 
 
 @lru_cache(maxsize=1 << 16)
@@ -98,10 +109,7 @@ class Words:
         rows = np.stack(
             [word_vector(word) * (STOP_WEIGHT if word in STOP_WORDS else 1.0) for word in split(sentence)]
         )
-        mean = rows.mean(axis=0)
-        summary = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        tokens: Rows = np.concatenate([summary[None], rows]).astype(np.float32)
-        return Sentence(tokens, tokens[0].copy())
+        return summarised(rows)
 
     def attributes(self) -> Mapping[str, Any]:
         return {"version": 1, "normalisation": "length 1; stop words 0.25", "parameters": 0}

@@ -88,8 +88,8 @@ def no_space(kind: str) -> str:
     """What is said of an audio encoder that shares no space with sentences."""
     return (
         f"--audio-encoder {kind} shares no space with sentences, so an archive of its vectors cannot be "
-        "searched; take one that does, as laion-clap or m2d-clap (amrctl extract-tef --list shows them; "
-        "a detector still reads its own features: --features-for)"
+        "searched; take one that does, as laion-clap, m2d-clap or amrctl:RUN (amrctl extract-tef "
+        "--list shows them; a detector still reads its own features: --features-for)"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from amrctl import __version__
+from amrctl import __version__, launch
 from amrctl.cli import _argv
 from amrctl.errors import AmrctlError
 
@@ -68,10 +68,16 @@ def build(verbs: Sequence[str] = VERBS) -> typer.Typer:
     return app
 
 
+def _named(arguments: Sequence[str]) -> str:
+    """The verb of a command line, "" if it names none."""
+    first = next((word for word in arguments if not word.startswith("-")), "")
+    return first if first in VERBS else ""
+
+
 def _run(arguments: Sequence[str], **how: Any) -> Any:
     """Run a command line; only the verb that it names is imported, all of them if it names none."""
-    first = next((word for word in arguments if not word.startswith("-")), "")
-    return build([first] if first in VERBS else VERBS)(_argv.spread(arguments), prog_name="amrctl", **how)
+    verb = _named(arguments)
+    return build([verb] if verb else VERBS)(_argv.spread(arguments), prog_name="amrctl", **how)
 
 
 def call(arguments: list[str]) -> None:
@@ -95,7 +101,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the screen cannot show is no fault
     try:
-        _run(sys.argv[1:])
+        ranks = launch.from_environment()
+        if ranks.several:  # torch warns in C++ when a network uses all its parameters, which is no fault
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        with launch.quiet(ranks):
+            if named := _named(sys.argv[1:]):
+                launch.check(ranks, named)
+            _run(sys.argv[1:])
     except AmrctlError as error:
         print(f"amrctl: {error}", file=sys.stderr)
         sys.exit(2)

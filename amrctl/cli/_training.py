@@ -10,6 +10,7 @@ import typer
 
 from amrctl.cli._options import parse_seeds
 from amrctl.errors import AmrctlError
+from amrctl.launch import from_environment
 
 if TYPE_CHECKING:
     from amrctl.cli._console import Console
@@ -100,6 +101,11 @@ def request_of(recipe: AnyRecipe, data: Data, init: Path | None, device: str, pr
             raise AmrctlError(f"{told}: leave {wrong[0]} out; it reads --features F.h5")
         if data.features is None:
             raise AmrctlError(f"{told}: --features F.h5 is missing (extract-tef writes it)")
+        if from_environment().several:
+            raise AmrctlError(
+                f"{told}: torchrun's data parallel training is for task retrieval; a detector trains in one "
+                "process, several of them with --seeds"
+            )
         clip = data.clip_windows
         return Request(recipe=recipe, features=data.features, clip_windows=clip, **common)
     from amrctl.training.retrieval import RetrievalRequest
@@ -115,6 +121,7 @@ def request_of(recipe: AnyRecipe, data: Data, init: Path | None, device: str, pr
         audio=tuple(data.audio),
         exclude=tuple(data.exclude or ()),
         skip_bad=data.skip_bad,
+        ranks=from_environment(),
         **common,
     )
 
@@ -128,17 +135,23 @@ def start(
     overwrite: bool,
     teacher: dict[str, object] | None = None,
 ) -> None:
-    """Train, print the result, and exit with code 1 when a seed failed."""
+    """Train, print the result, and exit with code 1 when a seed failed. All but the first of torchrun's
+    processes help it, and print nothing."""
     from amrctl.training.memory import keep_freed
+    from amrctl.training.parallel import follow, opened
     from amrctl.training.seeds import train_seeds
 
     keep_freed()
     if seed is not None and seeds is not None:
         raise AmrctlError("--seed and --seeds: give one of them")
     numbers = parse_seeds(seeds) if seeds is not None else [seed or 0]
-    summary = train_seeds(
-        request, out, numbers, several=seeds is not None, overwrite=overwrite, report=console
-    )
+    with opened(request.ranks, request.device):
+        if not request.ranks.first:
+            follow(request)
+            return
+        summary = train_seeds(
+            request, out, numbers, several=seeds is not None, overwrite=overwrite, report=console
+        )
     console.result({**summary.to_dict(), **({"teacher": teacher} if teacher else {})})
     _show(console, summary)
     if summary.failed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from amrctl.data.caption_lists import CaptionSet
 from amrctl.data.spectra import MOST_WORKERS, Ear, Spectra, Stretch
 from amrctl.encoders.dual.model import Pairs
 from amrctl.encoders.dual.towers import AudioTower
+from amrctl.launch import ALONE, Ranks
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe_retrieval import RetrievalTrain
+
+T = TypeVar("T")
 
 
 def ear_of(tower: AudioTower) -> Ear:
@@ -24,13 +28,18 @@ def ear_of(tower: AudioTower) -> Ear:
 
 
 class PairSet:
-    """One caption set in the hearing of one audio tower. Nothing is decoded before it is needed."""
+    """One caption set in the hearing of one audio tower. Nothing is decoded before it is needed.
 
-    def __init__(self, captions: CaptionSet, tower: AudioTower, settings: RetrievalTrain) -> None:
+    `ranks`: of every training batch this process hears its share only.
+    """
+
+    def __init__(
+        self, captions: CaptionSet, tower: AudioTower, settings: RetrievalTrain, ranks: Ranks = ALONE
+    ) -> None:
         workers = settings.workers
         if workers is None:
-            workers = min(MOST_WORKERS, os.cpu_count() or 1)
-        self.captions, self.settings = captions, settings
+            workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // ranks.count))
+        self.captions, self.settings, self.ranks = captions, settings, ranks
         self.spectra = Spectra(
             captions.sounds, ear_of(tower), limit=settings.memory_gb * 2**30, workers=workers
         )
@@ -49,13 +58,21 @@ class PairSet:
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Pairs]:
         """Training batches, the same for the same arguments; no recording is twice in one of them. Of a
-        recording longer than `max_seconds` a drawn run of segments is heard."""
+        recording longer than `max_seconds` a drawn run of segments is heard.
+
+        With several ranks, this one's share; where it is empty, the batch's first pair stands in for it.
+        """
         self.load()
         batches = epoch_batches(self._vids, self.settings.batch, seed, epoch)
         rng = np.random.default_rng([seed, epoch, 1])
         stretches = [[self._drawn(self._vids[i], rng) for i in batch] for batch in batches]
-        for batch, heard in zip(batches, self.spectra.batches(stretches), strict=True):
-            yield Pairs(*heard, tuple(self.captions.pairs[i].caption for i in batch))
+        shares = [self._share(batch) for batch in batches]
+        own = self.spectra.batches([self._share(drawn) for drawn in stretches])
+        for batch, share, heard in zip(batches, shares, own, strict=True):
+            yield Pairs(*heard, tuple(self.captions.pairs[i].caption for i in share), len(batch))
+
+    def _share(self, batch: Sequence[T]) -> Sequence[T]:
+        return batch[self.ranks.own(len(batch))] or batch[:1]
 
     def _drawn(self, vid: str, rng: np.random.Generator) -> Stretch:
         count = self.spectra.counts[vid]

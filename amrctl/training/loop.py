@@ -107,7 +107,7 @@ class _Run:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         config = self.settings.schedule
         self.schedule = registry.find("schedule", config.kind).build(config)
-        self.forward = compiled(self.network) if self.settings.compile else self.network
+        self.forward = compiled(self.network) if self.settings.compile else job.spread(self.network)
         if not job.place():
             report.note(f"the features do not fit beside the training on {job.device}; they stay on the host")
         if found.weights is not None:
@@ -241,6 +241,9 @@ class _Run:
         self.job.save(self.evaluated, path, number, metrics, self.provenance)
 
     def _commit(self, number: int, *, finished: bool) -> None:
+        if not self.job.ranks.first:  # the first process keeps the run folder
+            self.state = replace(self.state, epoch=number, finished=finished)
+            return
         entry = json.loads(self.state.history[-1])
         metrics: dict[str, float] = next(iter(entry["val"].values()), {})
         self._save(self.folder.last, number, metrics)

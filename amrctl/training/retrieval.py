@@ -24,15 +24,16 @@ from amrctl.data.score_matrix import ScoreMatrix, write_scores
 from amrctl.encoders.dual.load import DualCheckpoint, read_dual
 from amrctl.encoders.dual.model import DualEncoder, Pairs, audio_tower
 from amrctl.encoders.weights import local, sha256_of
-from amrctl.errors import CheckpointError
+from amrctl.errors import CheckpointError, RecipeError
 from amrctl.evaluation.retrieval import parse, rank
 from amrctl.inference.retrieval import score
+from amrctl.launch import ALONE, Ranks
 from amrctl.losses.retrieval_total import RetrievalCriterion
 from amrctl.losses.total import Loss
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe_retrieval import RetrievalRecipe
 from amrctl.run_folder import RunFolder, find_checkpoint
-from amrctl.training import precision
+from amrctl.training import parallel, precision, state
 from amrctl.training.task import Asked, Trainable, Validated, stems
 
 
@@ -50,6 +51,7 @@ class RetrievalRequest(Asked):
     init: Path | None = None
     device: str = "auto"
     precision: str = "auto"
+    ranks: Ranks = ALONE
 
     def sets(self) -> tuple[CaptionSet, list[CaptionSet]]:
         """The training captions joined, and every validation set. Raises `AmrctlError`."""
@@ -61,6 +63,9 @@ class RetrievalRequest(Asked):
         """The recipe, hashes of the lists and the initial weights, names and sizes of the recordings."""
         for metric in self.recipe.train.metrics:
             parse(metric)
+        if self.ranks.several and self.recipe.train.compile:
+            raise RecipeError("train.compile: leave it out with torchrun; both together are not supported")
+        device = parallel.device_of(self.device, self.ranks)
         train, val = self.sets()
         init = find_checkpoint(self.init) if self.init else None
         return {
@@ -71,7 +76,8 @@ class RetrievalRequest(Asked):
             "audio": [_sizes(part.sounds) for part in (train, *val)],
             "init": provenance.sha256(init) if init else None,
             "pretrained": None if init else _pretrained(self.recipe),
-            "precision": precision.resolve(self.precision, precision.pick_device(self.device)),
+            "precision": precision.resolve(self.precision, device),
+            "ranks": self.ranks.count if self.ranks.several else None,
         }
 
     def load(self, made_of: Mapping[str, Any], report: Reporter = SILENT) -> RetrievalJob:
@@ -93,8 +99,8 @@ class RetrievalRequest(Asked):
             )
         _require_same_towers(self.recipe, init, str(self.init))
         tower = audio_tower(self.recipe.model, init.memory.get("audio") if init else None)
-        sets = [PairSet(part, tower, self.recipe.train) for part in (train, *val)]
-        for part in sets:
+        sets = [PairSet(part, tower, self.recipe.train, self.ranks) for part in (train, *val)]
+        for part in sets if self.ranks.first else sets[:1]:  # the first alone validates
             part.load(report)
             if not part.spectra.in_memory:
                 report.note(
@@ -107,10 +113,11 @@ class RetrievalRequest(Asked):
             val=tuple(zip(stems(self.val), sets[1:], strict=True)),
             init=init,
             init_sha256=made_of["init"],
-            device=precision.pick_device(self.device),
+            device=parallel.device_of(self.device, self.ranks),
             precision=made_of["precision"],
             provenance=self._provenance(made_of, init),
             verb=self.recipe.stage,
+            ranks=self.ranks,
         )
 
     def _provenance(self, made_of: Mapping[str, Any], init: DualCheckpoint | None) -> dict[str, Any]:
@@ -126,6 +133,7 @@ class RetrievalRequest(Asked):
             "trained_on": list({entry["sha256"]: entry for entry in (*trained_on, *earlier)}.values()),
             "parents": parents,
             "pretrained": made_of["pretrained"],
+            **({"ranks": self.ranks.count} if self.ranks.several else {}),
         }
 
 
@@ -175,6 +183,7 @@ class RetrievalJob(Trainable[DualEncoder]):
     precision: precision.Resolved
     provenance: Mapping[str, Any]
     verb: str
+    ranks: Ranks = ALONE
 
     @property
     def ancestry(self) -> tuple[str, ...]:
@@ -186,7 +195,12 @@ class RetrievalJob(Trainable[DualEncoder]):
     def build(self, seed: int) -> DualEncoder:
         """Weights of `init`; else pretrained ones where the recipe names them, the rest drawn from `seed`."""
         torch.manual_seed(seed)
-        return _fresh(self.recipe, self.init, "the initial checkpoint").to(self.device)
+        network = _fresh(self.recipe, self.init, "the initial checkpoint").to(self.device)
+        return parallel.prepared(network, self.ranks)
+
+    def spread(self, network: DualEncoder) -> Callable[[Any], Any]:
+        """See `parallel.spread`."""
+        return parallel.spread(network, self.ranks) if self.ranks.several else network
 
     def criterion(self, network: DualEncoder) -> Callable[[Any, Any], Loss]:
         """The recipe's terms."""
@@ -201,7 +215,9 @@ class RetrievalJob(Trainable[DualEncoder]):
         return self.train.steps()
 
     def epoch(self, seed: int, number: int) -> Iterator[Pairs]:
-        """The batches of one epoch."""
+        """The batches of one epoch, of each this process's share."""
+        if not self.ranks.first:  # the loop has seeded all alike, and draws nothing before the first step
+            torch.manual_seed(state.mix(seed, number, self.ranks.rank))
         return self.train.epoch(seed, number)
 
     @contextlib.contextmanager
@@ -217,7 +233,10 @@ class RetrievalJob(Trainable[DualEncoder]):
             torch.set_float32_matmul_precision(before)
 
     def validate(self, network: DualEncoder) -> Validated:
-        """Score every validation set; the first one's matrix can be written."""
+        """Score every validation set; the first one's matrix can be written. The first process does both,
+        the others are told the metrics."""
+        if not self.ranks.first:
+            return Validated(parallel.told(self.ranks, {}), lambda folder: None)
         scores: dict[str, dict[str, float]] = {}
         first: npt.NDArray[np.float32] | None = None
         for name, pairs in self.val:
@@ -226,7 +245,7 @@ class RetrievalJob(Trainable[DualEncoder]):
             matrix = matrix_of(found, pairs.captions)
             scores[name] = rank(found, original(matrix).relevant).metrics(self.recipe.train.metrics)
         assert first is not None
-        return Validated(scores, partial(self._write, first))
+        return Validated(parallel.told(self.ranks, scores), partial(self._write, first))
 
     def _write(self, scores: npt.NDArray[np.float32], folder: RunFolder) -> None:
         meta = {
@@ -242,7 +261,9 @@ class RetrievalJob(Trainable[DualEncoder]):
     def save(
         self, network: DualEncoder, path: Path, epoch: int, metrics: Mapping[str, float], made: dict[str, Any]
     ) -> None:
-        """Write the dual encoder's checkpoint."""
+        """Write the dual encoder's checkpoint, in the first process."""
+        if not self.ranks.first:
+            return
         tensors = {key: value.detach().cpu() for key, value in network.state_dict().items()}
         DualCheckpoint(tensors, self.recipe, network.memory(), epoch, dict(metrics), made).write(path)
 

@@ -16,6 +16,7 @@ from amrctl.run_folder import SEEDS, RunFolder, read_seeds, seed_folder, write_s
 from amrctl.training import state
 from amrctl.training.folder import find_state
 from amrctl.training.loop import Outcome, repeatable, train
+from amrctl.training.parallel import announce
 from amrctl.training.task import Asked
 
 
@@ -88,6 +89,8 @@ def train_seeds(
     missing = [seed for seed in seeds if seed not in outcomes]
     if several and not missing and set(seeds) - set((read_seeds(out) or {"done": ()})["done"]):
         write_seeds(out, seeds, outcomes, {})  # killed after the last seed's end, before it was listed
+    plan = {seed: folders[seed].state if states[seed] else None for seed in missing}
+    announce(request.ranks, made_of, plan)
     if missing:
         job = request.load(made_of, report)
         # a recipe that cannot run and weights that do not fit are the input's fault, not a seed's
@@ -112,7 +115,7 @@ def train_seeds(
                     report=report,
                 )
             except Exception as error:
-                if not several:
+                if not several or request.ranks.several:  # the others stand in the midst of this seed
                     raise
                 failed[seed] = f"{type(error).__name__}: {error}"
                 report.note(f"seed {seed} failed: {error}")

@@ -79,9 +79,11 @@ def read(path: Path, *, tensors: bool = True) -> State:
     return State(**content)
 
 
-def mix(seed: int, epoch: int) -> int:
-    """The seed of one epoch's random draws: 63 bits that depend on both numbers."""
-    digest = hashlib.sha256(f"amrctl {seed} {epoch}".encode()).digest()
+def mix(seed: int, epoch: int, rank: int = 0) -> int:
+    """The seed of one epoch's random draws: 63 bits that depend on all numbers. `rank`: of several
+    processes, each of which draws for itself."""
+    text = f"amrctl {seed} {epoch}" + (f" {rank}" if rank else "")
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

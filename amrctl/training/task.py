@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from amrctl.launch import ALONE, Ranks
 from amrctl.losses.total import Loss
 from amrctl.progress import SILENT, Reporter
 from amrctl.recipe import AnyRecipe
@@ -37,7 +38,8 @@ class Trainable(ABC, Generic[N]):
     """A request with everything read, shared by all its seeds.
 
     `provenance` goes into every checkpoint, with the seed added; `verb` is what this training is called;
-    `ancestry`: hashes of the weights that `build` starts from, () for fresh ones.
+    `ancestry`: hashes of the weights that `build` starts from, () for fresh ones. `ranks`: this process
+    among those that train together; the first alone keeps the run folder.
     """
 
     recipe: AnyRecipe
@@ -45,6 +47,7 @@ class Trainable(ABC, Generic[N]):
     precision: Resolved
     provenance: Mapping[str, Any]
     verb: str
+    ranks: Ranks = ALONE
 
     @property
     @abstractmethod
@@ -62,6 +65,10 @@ class Trainable(ABC, Generic[N]):
     @abstractmethod
     def criterion(self, network: N) -> Callable[[Any, Any], Loss]:
         """The loss of the network's output on a batch."""
+
+    def spread(self, network: N) -> Callable[[Any], Any]:
+        """The forward pass in training; that of several processes where there are several."""
+        return network
 
     @abstractmethod
     def place(self) -> bool:
@@ -98,6 +105,8 @@ class Asked(ABC):
     """What the user asked to be trained."""
 
     recipe: AnyRecipe
+    device: str
+    ranks: Ranks = ALONE
 
     @abstractmethod
     def fingerprint(self, report: Reporter = SILENT) -> dict[str, Any]:

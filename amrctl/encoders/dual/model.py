@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,18 +26,20 @@ from amrctl.recipe_retrieval import RetrievalModel
 @dataclass
 class Pairs:
     """One batch. `spectra` [n, T, F]: the segments of all recordings one after another; `counts`: how
-    many are each recording's; `sentences`: one a recording."""
+    many are each recording's; `sentences`: one a recording; `total`: pairs of the whole batch, of which
+    several processes have a share each (0: not told)."""
 
     spectra: Tensor
     counts: tuple[int, ...]
     sentences: tuple[str, ...]
+    total: int = 0
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def to(self, device: torch.device | str) -> Pairs:
         """The same on another device."""
-        return Pairs(self.spectra.to(device), self.counts, self.sentences)
+        return replace(self, spectra=self.spectra.to(device))
 
 
 @dataclass

@@ -42,11 +42,10 @@ class Focal:
 
     def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
         towards = margin(need(output.logits, "focal", "foreground")[layer].float())
-        matched = torch.zeros(towards.shape, dtype=torch.bool, device=towards.device)
-        matched[matches.row, matches.query] = True
+        found = matches.found(towards)
         # p_t = sigmoid(signed): the margin counts for the matched and against the others
-        signed = torch.where(matched, towards, -towards)
-        alpha = torch.where(matched, self.alpha, 1 - self.alpha)
+        signed = torch.where(found, towards, -towards)
+        alpha = torch.where(found, self.alpha, 1 - self.alpha)
         focus = (self.gamma * functional.logsigmoid(-signed)).exp()  # (1 - p_t)^gamma
         loss = -alpha * focus * functional.logsigmoid(signed)
         return (loss * counted(output, batch, matches, layer)).mean()

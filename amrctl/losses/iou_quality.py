@@ -76,15 +76,14 @@ class _HeadL1:
         told = need(output.quality, self.name, "quality")[layer].float().sigmoid()
         found = iou_target(output, batch, matches, layer)
         distance = (told - found).abs()[matches.row, matches.query]
-        return distance.sum() / max(len(distance), 1)
+        return matches.counted(distance).sum() / matches.number()
 
 
 def iou_target(output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
     """IoU of each matched window with its moment, 0 for the others; [B, N] float32, no gradient."""
     predicted, wanted = matched_windows(output, batch, matches, layer)
     target = torch.zeros(need(output.spans, "quality", "span").shape[1:3], device=predicted.device)
-    target[matches.row, matches.query] = iou(predicted, wanted).detach().float()
-    return target
+    return target.index_put((matches.row, matches.query), iou(predicted, wanted).detach().float())
 
 
 def _cross_entropy(logit: Tensor, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from amrctl.data.batch import Batch
 from amrctl.losses.base import TermConfig, need, targets_of
 from amrctl.model.layers.spans import iou, to_start_end
+from amrctl.model.layers.stacking import stacked
 from amrctl.model.types import Matches, Output
 from amrctl.registry import component
 
@@ -36,11 +37,10 @@ def counted(output: Output, batch: Batch, matches: Matches, layer: int) -> Tenso
     targets = targets_of(batch)
     spans = need(output.spans, "label", "span")[layer].detach()
     keep = torch.ones(spans.shape[:2], dtype=torch.bool, device=spans.device)
-    ignored = targets.ignored_mask
-    if ignored.device.type != "cpu" or bool(ignored.any()):  # asking a GPU would wait for it
+    ignored = targets.ignored_mask  # asking a GPU would wait for it
+    if ignored.device.type != "cpu" or stacked(ignored) or bool(ignored.any()):
         overlap = iou(to_start_end(spans)[:, :, None], to_start_end(targets.ignored)[:, None])
-        keep = ~((overlap >= 0.5) & targets.ignored_mask[:, None]).any(-1)
-        keep[matches.row, matches.query] = True
+        keep = ~((overlap >= 0.5) & targets.ignored_mask[:, None]).any(-1) | matches.found(keep)
     return keep
 
 
@@ -57,11 +57,11 @@ class Label:
 
     def __call__(self, output: Output, batch: Batch, matches: Matches, layer: int) -> Tensor:
         logits = need(output.logits, "label", "foreground")[layer].float()
-        wanted = torch.ones(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        wanted[matches.row, matches.query] = 0
+        found = matches.found(logits[..., 0])
         if logits.shape[-1] == 1:  # one logit: foreground or not
-            loss = functional.binary_cross_entropy_with_logits(logits[..., 0], 1.0 - wanted, reduction="none")
+            wanted = found.to(logits.dtype)
+            loss = functional.binary_cross_entropy_with_logits(logits[..., 0], wanted, reduction="none")
         else:
-            loss = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        loss = torch.where(wanted == 0, loss, loss * self.background)
+            loss = functional.cross_entropy(logits.transpose(1, 2), (~found).long(), reduction="none")
+        loss = torch.where(found, loss, loss * self.background)
         return (loss * counted(output, batch, matches, layer)).mean()

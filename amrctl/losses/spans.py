@@ -35,7 +35,7 @@ class SpanL1:
         if len(matches.row) == 0:
             return spans.sum() * 0.0
         wanted = targets_of(batch).spans[matches.row, matches.moment]
-        return (spans[matches.row, matches.query] - wanted).abs().mean()
+        return matches.mean((spans[matches.row, matches.query] - wanted).abs())
 
 
 @component("losses", "giou", GiouConfig)
@@ -51,4 +51,4 @@ class SpanGiou:
         predicted, wanted = matched_windows(output, batch, matches, layer)
         if len(matches.row) == 0:
             return predicted.sum() * 0.0
-        return (1.0 - giou(predicted, wanted)).mean()
+        return matches.mean(1.0 - giou(predicted, wanted))

@@ -20,8 +20,10 @@ from torch.nn import functional
 
 from amrctl.data.batch import Batch, Teacher
 from amrctl.losses.base import TermConfig, need
+from amrctl.losses.dense import dense
 from amrctl.losses.matching import assign
 from amrctl.model.layers.spans import giou, to_start_end
+from amrctl.model.layers.stacking import stacked
 from amrctl.model.layers.windows import margin
 from amrctl.model.types import Matches, Output
 from amrctl.registry import component
@@ -57,9 +59,9 @@ class TeacherSpan:
         teacher = _teacher(batch)
         if teacher is None:
             return spans.sum() * 0.0
-        row, query, window = match_teacher(spans, teacher)
-        mine, theirs = spans[row, query], teacher.spans[row, window]
-        weight = teacher.scores[row, window]
+        pairs = _pairs(spans, teacher)
+        mine, theirs = spans[pairs.row, pairs.query], teacher.spans[pairs.row, pairs.moment]
+        weight = pairs.counted(teacher.scores[pairs.row, pairs.moment])
         distance = (mine - theirs).abs().mean(dim=1) + (1 - giou(to_start_end(mine), to_start_end(theirs)))
         return (weight * distance).sum() / weight.sum().clamp(min=1e-6)
 
@@ -80,11 +82,14 @@ class TeacherScore:
         teacher = _teacher(batch)
         if teacher is None:
             return logits.sum() * 0.0
-        row, query, window = match_teacher(_spans(output), teacher)
-        if not len(row):
+        pairs = _pairs(_spans(output), teacher)
+        if not len(pairs.row):
             return logits.sum() * 0.0
-        towards = margin(logits[row, query])
-        return functional.binary_cross_entropy_with_logits(towards, teacher.scores[row, window])
+        towards = margin(logits[pairs.row, pairs.query])
+        wanted = teacher.scores[pairs.row, pairs.moment]
+        if not stacked(towards):  # the library's mean, whose gradient rounds in another order
+            return functional.binary_cross_entropy_with_logits(towards, wanted)
+        return pairs.mean(functional.binary_cross_entropy_with_logits(towards, wanted, reduction="none"))
 
 
 @torch.no_grad()
@@ -95,12 +100,23 @@ def match_teacher(spans: Tensor, teacher: Teacher) -> tuple[Tensor, Tensor, Tens
     `teacher.mask`. Returns int64 `row, query, window`, each `[P]`, where P sums
     min(N, windows of the row) over rows.
     """
+    cost, counts = _cost(spans, teacher).cpu().numpy(), teacher.mask.sum(1).cpu().numpy()
+    row, query, window = torch.tensor(assign(cost, counts), dtype=torch.int64, device=spans.device)
+    return row, query, window
+
+
+@torch.no_grad()
+def _cost(spans: Tensor, teacher: Teacher) -> Tensor:
+    """[B, N, K], finite."""
     far = (spans[:, :, None] - teacher.spans[:, None]).abs().sum(dim=-1)  # [B, N, K]
     near = giou(to_start_end(spans)[:, :, None], to_start_end(teacher.spans)[:, None])
-    host = torch.nan_to_num(10 * far - near, nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
-    pairs = assign(host, teacher.mask.sum(1).cpu().numpy())
-    row, query, window = torch.tensor(pairs, dtype=torch.int64, device=spans.device)
-    return row, query, window
+    return torch.nan_to_num(10 * far - near, nan=1e6, posinf=1e6, neginf=-1e6)
+
+
+def _pairs(spans: Tensor, teacher: Teacher) -> Matches:
+    if stacked(spans):
+        return dense(_cost(spans, teacher)[None], teacher.mask)[0]
+    return Matches(*match_teacher(spans, teacher))
 
 
 def _spans(output: Output) -> Tensor:

@@ -11,9 +11,11 @@ from amrctl import registry
 from amrctl.data.batch import Batch
 from amrctl.errors import RecipeError
 from amrctl.losses.base import targets_of
+from amrctl.losses.dense import dense
 from amrctl.losses.labels import foreground
 from amrctl.losses.matching import costs, match
 from amrctl.model.detector import Detector
+from amrctl.model.layers.stacking import stacked
 from amrctl.model.types import LossTerm, Matches, Output
 from amrctl.recipe import Recipe
 
@@ -90,7 +92,7 @@ class Criterion:
             giou_weight=self._giou,
             label=self._label,
         )
-        return match(cost, targets)
+        return dense(cost, targets.mask) if stacked(cost) else match(cost, targets)
 
 
 def _is_class_term(term: LossTerm) -> bool:

@@ -52,4 +52,4 @@ class Varifocal:
         background = self.alpha * (self.gamma * functional.logsigmoid(towards)).exp()
         weight = torch.where(wanted > 0, wanted, background)
         loss = weight * functional.binary_cross_entropy_with_logits(towards, wanted, reduction="none")
-        return (loss * counted(output, batch, matches, layer)).sum() / max(len(matches.row), 1)
+        return (loss * counted(output, batch, matches, layer)).sum() / matches.number()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from amrctl.data.batch import Batch
@@ -105,6 +106,23 @@ class Matches:
     row: Tensor  # [P] int64: row of the batch
     query: Tensor  # [P] int64
     moment: Tensor  # [P] int64: column of `targets.spans`
+
+    def found(self, like: Tensor) -> Tensor:
+        """Which queries answer a moment, bool of the shape [B, N] of `like`."""
+        none = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+        return none.index_put((self.row, self.query), none.new_ones(()))
+
+    def number(self) -> int | Tensor:
+        """How many pairs count, 1 at least."""
+        return max(len(self.row), 1)
+
+    def counted(self, values: Tensor) -> Tensor:
+        """`values` [P], 0 where a pair does not count (see `losses.dense`; here every pair does)."""
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `values` [P, ...] over the pairs that count and over all other dimensions."""
+        return values.mean()
 
 
 class LossTerm(Protocol):

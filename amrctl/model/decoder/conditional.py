@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from amrctl.data.batch import Batch
 from amrctl.model.decoder.grid import grid_spans, require_grid
-from amrctl.model.layers.attention import attend, join_heads, key_mask, require_heads, split_heads
+from amrctl.model.layers.attention import attend, join_heads, padding_mask, require_heads, split_heads
 from amrctl.model.layers.dropout import branch_dropout
 from amrctl.model.layers.feedforward import MLP, Feedforward, xavier_
 from amrctl.model.layers.options import LayerConfig
@@ -219,8 +219,7 @@ class ConditionalDecoder(nn.Module):
         queries = Queries(content, reference)
         for hook in self._hooks():
             queries = hook.start(queries, memory, batch)
-        real = memory.audio_mask  # asking a GPU whether there is padding would wait for it
-        seen = None if real.device.type == "cpu" and bool(real.all()) else key_mask(real)
+        seen = padding_mask(memory.audio_mask)
         states, references = [], []
         for i, layer in enumerate(self.layers):
             references.append(queries.reference)

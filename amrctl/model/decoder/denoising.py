@@ -70,7 +70,7 @@ def sight(
     group = torch.cat((own, copy))
     real = torch.ones(size, learned + len(copy), dtype=torch.bool, device=device)
     if not see_empty:
-        real[:, learned:] = mask.repeat(1, copies)
+        real = torch.cat((real[:, :learned], mask.repeat(1, copies)), dim=1)
     alike = group[:, None] == group[None]
     itself = torch.eye(len(group), dtype=torch.bool, device=device)
     return ((alike[None] & real[:, None]) | itself[None])[:, None]
@@ -121,6 +121,8 @@ class Denoising(DecoderHook):
     def __init__(self, config: DenoisingConfig, dims: Dims) -> None:
         super().__init__()
         self.config = config
+        if config.empty == "background":
+            self.alone = "empty: background counts slots that are there because other queries fill theirs"
 
     def start(self, queries: Queries, memory: Memory, batch: Batch) -> Queries:
         if not self.training or batch.targets is None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from amrctl.model.layers.feedforward import xavier_
 from amrctl.model.layers.mamba import Mamba
+from amrctl.model.layers.stacking import folded, stacked
 from amrctl.model.types import Dims, Memory
 from amrctl.registry import ComponentConfig, component
 
@@ -59,11 +60,20 @@ def reversal(lengths: Tensor, size: int) -> Tensor:
     t = torch.arange(size, device=lengths.device)
     last = lengths[:, None] - 1
     mirrored = torch.where(t <= last, last - t, t)
-    return (mirrored + torch.arange(len(lengths), device=lengths.device)[:, None] * size).flatten()
+    return _numbered(mirrored)
+
+
+def _numbered(place: Tensor) -> Tensor:
+    """Places within each of B sequences, [B, T] → rows of the flattened tensor, [B * T]."""
+    size, frames = place.shape
+    return (place + torch.arange(size, device=place.device)[:, None] * frames).flatten()
 
 
 def reorder(x: Tensor, order: Tensor) -> Tensor:
     """`x` [B, T, H] with its rows in the order of `reversal`."""
+    if stacked(x):  # the numbers of rows begin anew in every detector
+        place = order.view(x.shape[:2]) % x.shape[1]
+        return folded(lambda rows, p: reorder(rows, _numbered(p)), x, place)
     turned: Tensor = _Reorder.apply(x, order)  # type: ignore[no-untyped-call]
     return turned
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from amrctl.model.layers.attention import key_mask
+from amrctl.model.layers.attention import padding_mask
 from amrctl.model.layers.encoder_layer import Registers, encoder_layers
 from amrctl.model.layers.feedforward import xavier_
 from amrctl.model.layers.options import LayerConfig
@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         real = torch.nn.functional.pad(memory.audio_mask, (1, 0), value=True)
         if self.registers is not None:
             x, position, real = self.registers(x, position, real)
-        mask = None if real.device.type == "cpu" and bool(real.all()) else key_mask(real)  # no wait on a GPU
+        mask = padding_mask(real)
         for layer in self.layers:
             x = layer(x, position, mask)
         return replace(memory, summary=x[:, 0], audio=x[:, 1 : memory.audio.shape[1] + 1])

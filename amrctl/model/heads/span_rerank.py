@@ -47,10 +47,8 @@ class Resemblance:
         likeness = output.extras[NAME].float().clamp(_EPS, 1 - _EPS)
         if self.queries == "matched":
             found = likeness[matches.row, matches.query]
-            return -found.log().sum() / max(len(found), 1)
-        wanted = torch.zeros_like(likeness)
-        wanted[matches.row, matches.query] = 1.0
-        return functional.binary_cross_entropy(likeness, wanted)
+            return -matches.mean(found.log()) if len(found) else likeness.sum() * 0.0
+        return functional.binary_cross_entropy(likeness, matches.found(likeness).to(likeness.dtype))
 
 
 @component("heads", NAME, SpanRerankConfig)

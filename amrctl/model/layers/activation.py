@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amrctl.model.layers.dropout import flat
+from amrctl.model.layers.stacking import stacked
 from amrctl.model.layers.threads import spread_elements
 
 
@@ -52,7 +53,7 @@ class PReLU(nn.PReLU):
         super().__init__(num_parameters=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or stacked(x):
             return functional.prelu(x, self.weight.to(x.dtype))
         y: Tensor = _PReLU.apply(x, self.weight)  # type: ignore[no-untyped-call]
         return y

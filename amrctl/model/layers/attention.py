@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from amrctl.errors import RecipeError
 from amrctl.model.layers.dropout import Draws, drop, flat
+from amrctl.model.layers.stacking import folded, stacked
 from amrctl.model.layers.threads import spread_elements
 
 
@@ -25,6 +26,13 @@ def attend(
     (True = may be seen) or a float bias, broadcastable to [B, heads, Tq, Tk]. Returns
     [B, heads, Tq, e]. Without dropout this is the library's fused kernel.
     """
+    if stacked(query):
+
+        def whole(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
+            return attend(q, k, v, m, dropout, training)
+
+        rows = () if mask is None else (mask.expand(query.shape[0], *mask.shape[1:]),)
+        return folded(whole, query, key, value, *rows)
     if not training or dropout == 0.0 or query.device.type != "cpu":
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout if training else 0.0
@@ -102,6 +110,13 @@ def join_heads(x: Tensor) -> Tensor:
 def key_mask(real: Tensor) -> Tensor:
     """[B, Tk] bool → [B, 1, 1, Tk], for `attend`."""
     return real[:, None, None, :]
+
+
+def padding_mask(real: Tensor) -> Tensor | None:
+    """`key_mask`, or None where everything is real, if that can be known: asking a GPU would wait for it,
+    and in a stack nobody can look."""
+    unpadded = real.device.type == "cpu" and not stacked(real) and bool(real.all())
+    return None if unpadded else key_mask(real)
 
 
 class MultiheadAttention(nn.Module):

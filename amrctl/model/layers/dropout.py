@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amrctl.model.layers.stacking import folded, stacked
 from amrctl.model.layers.threads import spread_elements
 
 
@@ -79,6 +80,8 @@ def drop(x: Tensor, p: float, training: bool) -> Tensor:
     """Inverted dropout of any shape; the identity when not training or `p` is 0."""
     if not training or p == 0.0:
         return x
+    if stacked(x):
+        return folded(lambda y: drop(y, p, True), x)
     if x.device.type != "cpu":
         return functional.dropout(x, p)
     dropped_x: Tensor = _Drop.apply(x, p)  # type: ignore[no-untyped-call]

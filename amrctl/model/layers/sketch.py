@@ -14,10 +14,13 @@ knots are multiples of one step, so that the powers of exp(i step z) are all the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from amrctl.model.layers.stacking import in_turn, stacked
 
 REACH = 5.0  # the integral ends here; the window is 4e-6 there
 _CHUNK = {"cpu": 1 << 17}  # projections at a time: what a core's cache holds
@@ -38,7 +41,13 @@ def distance_from_gaussian(rows: Tensor, real: Tensor, slices: Tensor, knots: in
     `directions`; `knots` on -5..5, odd.
     """
     z = rows.masked_fill(~real[..., None], 0.0).flatten(0, -2) @ slices
-    distance: Tensor = _Distance.apply(z, real.sum(), knots)  # type: ignore[no-untyped-call]
+    if stacked(z):
+        return in_turn(partial(_distance, knots), z, real.sum())
+    return _distance(knots, z, real.sum())
+
+
+def _distance(knots: int, z: Tensor, count: Tensor) -> Tensor:
+    distance: Tensor = _Distance.apply(z, count, knots)  # type: ignore[no-untyped-call]
     return distance
 
 

@@ -61,8 +61,8 @@ class _Refined:
             return output.refined.sum() * 0.0
         wanted = batch.targets.spans[matches.row, matches.moment]
         if self.unit == "span":
-            return (found - wanted).abs().mean()
-        return (1.0 - giou(to_start_end(found), to_start_end(wanted))).mean()
+            return matches.mean((found - wanted).abs())
+        return matches.mean(1.0 - giou(to_start_end(found), to_start_end(wanted)))
 
 
 def crops(spans: Tensor, lengths: Tensor, margin: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from amrctl.model.layers.stacking import in_turn, stacked
+
 Engine = Literal["auto", "cpu", "torch", "mamba_ssm"]
 
 
@@ -43,6 +45,21 @@ def selective_scan(
     """
     d = a.new_zeros(a.shape[0]) if d is None else d
     bias = a.new_zeros(a.shape[0]) if delta_bias is None else delta_bias
+    if stacked(u):
+
+        def alone(
+            u: Tensor,
+            delta: Tensor,
+            a: Tensor,
+            b: Tensor,
+            c: Tensor,
+            d: Tensor,
+            bias: Tensor,
+            z: Tensor | None = None,
+        ) -> Tensor:
+            return selective_scan(u, delta, a, b, c, d, z, bias, delta_softplus, engine=engine)
+
+        return in_turn(alone, u, delta, a, b, c, d, bias, *(() if z is None else (z,)))
     if engine == "auto":
         engine = _engine(u.device.type)
     if engine == "cpu":
@@ -63,6 +80,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     `x` [B, T, D], `weight` [D, K] (the last tap meets the frame itself), `bias` [D]; returns [B, T, D].
     """
+    if stacked(x):
+        return in_turn(causal_conv, x, weight, bias)
     if x.device.type == "cpu":
         from amrctl.model.layers.scan import cpu
 

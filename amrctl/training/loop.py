@@ -30,7 +30,7 @@ from amrctl.training import curves, state
 from amrctl.training.ema import Average
 from amrctl.training.folder import locked
 from amrctl.training.precision import autocast, compiled
-from amrctl.training.task import Trainable
+from amrctl.training.task import Trainable, Validated
 from amrctl.training.watch import Watch
 
 _DRAW_EVERY = 20.0  # seconds between drawings of the curves while training goes on
@@ -78,14 +78,29 @@ def train(
     stops being a number.
     """
     with locked(folder.path), repeatable(job.device), job.context():
-        if resume:
-            found = state.read(folder.state)
-        else:
-            folder.clear()
-            provenance.write_text(folder.recipe, job.recipe.to_yaml())
-            found = state.State(dict(fingerprint))
-            state.write(folder.state, found)
-        return _Run(job, folder, seed, found, report).to_the_end()
+        found = begin(job, folder, fingerprint, resume)
+        run = _Run(job, folder, seed, found, report)
+        place(job, report)
+        return run.to_the_end()
+
+
+def begin(
+    job: Trainable[Any], folder: RunFolder, fingerprint: Mapping[str, Any], resume: bool
+) -> state.State:
+    """The state to go on from; without `resume`, that of a run which begins in a cleared folder."""
+    if resume:
+        return state.read(folder.state)
+    folder.clear()
+    provenance.write_text(folder.recipe, job.recipe.to_yaml())
+    found = state.State(dict(fingerprint))
+    state.write(folder.state, found)
+    return found
+
+
+def place(job: Trainable[Any], report: Reporter) -> None:
+    """Bring the data near the device, once the networks are there; say so where they do not fit."""
+    if not job.place():
+        report.note(f"the features do not fit beside the training on {job.device}; they stay on the host")
 
 
 class _Run:
@@ -108,8 +123,6 @@ class _Run:
         config = self.settings.schedule
         self.schedule = registry.find("schedule", config.kind).build(config)
         self.forward = compiled(self.network) if self.settings.compile else job.spread(self.network)
-        if not job.place():
-            report.note(f"the features do not fit beside the training on {job.device}; they stay on the host")
         if found.weights is not None:
             self.network.load_state_dict(found.weights)
         ema = self.settings.ema
@@ -145,7 +158,12 @@ class _Run:
     def _epoch(self, bar: Bar) -> None:
         began = time.monotonic()
         number = self.state.epoch + 1
-        loss, terms, rate = self._train_epoch(number, bar)
+        self._finish(number, began, *self._train_epoch(number, bar))
+
+    def _finish(
+        self, number: int, began: float, loss: float, terms: Mapping[str, float], rate: float
+    ) -> None:
+        """All that comes after an epoch's last step."""
         entry: dict[str, Any] = {"epoch": number, "lr": rate, "loss": loss, "terms": terms, "val": {}}
         last = number == self.settings.epochs
         if number % self.settings.evaluate_every == 0 or last:
@@ -220,7 +238,7 @@ class _Run:
 
     def _validate(self, number: int) -> dict[str, dict[str, float]]:
         """Validate on every set, save what became best, and return metrics per set."""
-        found = self.job.validate(self.evaluated)
+        found = self._answered()
         self.latest = self._tell(found.scores)
         metrics = next(iter(found.scores.values()))
         self.state.stale += 1
@@ -236,6 +254,9 @@ class _Run:
                 self._save(self.folder.best(), number, metrics)
                 found.write(self.folder)
         return found.scores
+
+    def _answered(self) -> Validated:
+        return self.job.validate(self.evaluated)
 
     def _save(self, path: Path, number: int, metrics: Mapping[str, float]) -> None:
         self.job.save(self.evaluated, path, number, metrics, self.provenance)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from amrctl.errors import CheckpointError, OutputError
 from amrctl.progress import SILENT, Reporter
@@ -17,7 +17,10 @@ from amrctl.training import state
 from amrctl.training.folder import find_state
 from amrctl.training.loop import Outcome, repeatable, train
 from amrctl.training.parallel import announce
+from amrctl.training.run import Job
+from amrctl.training.stacked import rehearse, stackable
 from amrctl.training.task import Asked
+from amrctl.training.together import programs, train_together
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,30 @@ def train_seeds(
     seeds: Sequence[int],
     *,
     several: bool,
+    together: bool = False,
     overwrite: bool = False,
     report: Reporter = SILENT,
 ) -> Summary:
     """Train `seeds`, each in `out/seed-<n>` (or the only one in `out` itself when not `several`).
 
     Finished seeds are skipped, unfinished ones go on. With `several`, a seed that fails is listed in
-    `out/seeds.json` and the others go on. Raises `OutputError` when `out` holds something else, and
-    any `AmrctlError` of the inputs, before anything is trained.
+    `out/seeds.json` and the others go on; with `together` as well, the seeds that begin in one call are
+    trained in one program (`training.together`) and go on in it. Raises `OutputError` when `out` holds
+    something else, `RecipeError` for a recipe that cannot be trained together, and any `AmrctlError` of
+    the inputs, before anything is trained.
     """
     out = Path(out)
     folders = {seed: RunFolder(seed_folder(out, seed) if several else out) for seed in seeds}
     _check_kind(out, several)
+    if together:
+        stackable(request.recipe)
     made_of = request.fingerprint(report)
-    states = {
-        seed: find_state(folder, {**made_of, "seed": seed}, overwrite) for seed, folder in folders.items()
-    }
+    marks: dict[int, dict[str, Any]] = {seed: {**made_of, "seed": seed} for seed in folders}
+    groups = programs(folders, marks, overwrite) if together else []
+    for group in groups:
+        for seed in set(group) & marks.keys():
+            marks[seed]["together"] = list(group)
+    states = {seed: find_state(folder, marks[seed], overwrite) for seed, folder in folders.items()}
     foreign = _foreign(out, seeds, made_of, overwrite) if several else []
     outcomes: dict[int, Outcome] = {}
     failed: dict[int, str] = {}
@@ -96,6 +107,8 @@ def train_seeds(
         # a recipe that cannot run and weights that do not fit are the input's fault, not a seed's
         with repeatable(job.device), job.context():
             job.rehearse(missing[0])
+            if together:
+                rehearse(cast(Job, job), missing[0])  # `stackable` lets no other through
         if several:
             for path in foreign:
                 RunFolder(path).clear()
@@ -104,24 +117,30 @@ def train_seeds(
             if foreign:
                 (out / SEEDS).unlink(missing_ok=True)
             write_seeds(out, seeds, outcomes, {})
-        for seed in missing:
+
+        def settled(ended: Mapping[int, Outcome], broken: Mapping[int, Exception]) -> None:
+            outcomes.update(ended)
+            for seed, error in broken.items():
+                failed[seed] = f"{type(error).__name__}: {error}"
+                report.note(f"seed {seed} failed: {error}")
+                report.detail("".join(traceback.format_exception(error)))
+            if several:
+                write_seeds(out, seeds, outcomes, failed)
+
+        resume = {seed: states[seed] is not None for seed in missing}
+        for group in groups:
+            mine = {seed: folders[seed] for seed in missing if seed in group}
+            if mine:
+                train_together(cast(Job, job), group, mine, marks, resume, tell=settled, report=report)
+        for seed in () if together else missing:
             try:
-                outcomes[seed] = train(
-                    job,
-                    folders[seed],
-                    seed,
-                    {**made_of, "seed": seed},
-                    resume=states[seed] is not None,
-                    report=report,
-                )
+                ended = train(job, folders[seed], seed, marks[seed], resume=resume[seed], report=report)
             except Exception as error:
                 if not several or request.ranks.several:  # the others stand in the midst of this seed
                     raise
-                failed[seed] = f"{type(error).__name__}: {error}"
-                report.note(f"seed {seed} failed: {error}")
-                report.detail(traceback.format_exc())
-            if several:
-                write_seeds(out, seeds, outcomes, failed)
+                settled({}, {seed: error})
+            else:
+                settled({seed: ended}, {})
     return Summary(
         out, tuple(outcomes[seed] for seed in seeds if seed in outcomes), failed, several, not missing
     )

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from amrctl.registry import component
+from amrctl.training.each import for_each, norms_each
 from amrctl.training.optimizers.adamw import Rates
 
 _LEAST = 1e-16  # added to ||T g||, as Kwon et al.'s code does
@@ -56,6 +57,11 @@ class PeriodicAsam(torch.optim.AdamW):
         self._parameters = [p for group in self.param_groups for p in group["params"]]
         self._devices = sorted({p.get_device() for p in self._parameters if p.is_cuda})
         self.param_groups[0]["taken"] = 0  # in a group, so that it is saved and loaded with the state
+        self._stacked = False
+
+    def of_stack(self) -> None:
+        """From now on the first dimension of every tensor counts networks, each with a norm of its own."""
+        self._stacked = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the closure computes the gradient and returns the loss, which is returned."""
@@ -83,11 +89,16 @@ class PeriodicAsam(torch.optim.AdamW):
 
     @torch.no_grad()
     def _climb(self, weights: list[Tensor]) -> None:
-        scale = [w.abs() + self._eta if w.dim() > 1 else torch.ones_like(w) for w in weights]
+        matrix = 3 if self._stacked else 2  # dimensions
+        scale = [w.abs() + self._eta if w.dim() >= matrix else torch.ones_like(w) for w in weights]
         step: list[Tensor] = [w.grad * t for w, t in zip(weights, scale, strict=True) if w.grad is not None]
-        norm = torch.stack(torch._foreach_norm(step)).norm()
+        norm = norms_each(step) if self._stacked else torch.stack(torch._foreach_norm(step)).norm()
         torch._foreach_mul_(step, scale)
-        torch._foreach_mul_(step, self._rho / (norm + _LEAST))
+        reach = self._rho / (norm + _LEAST)
+        if self._stacked:
+            torch._foreach_mul_(step, [for_each(reach, s) for s in step])
+        else:
+            torch._foreach_mul_(step, reach)
         torch._foreach_add_(weights, step)
 
 

@@ -18,7 +18,7 @@ from amrctl.cli._options import (
     Sets,
     Verbose,
 )
-from amrctl.cli._training import Init, OneSeed, Out, Seeds, Train, Val
+from amrctl.cli._training import Init, OneSeed, Out, Seeds, Together, Train, Val
 
 
 def run(
@@ -51,6 +51,7 @@ def run(
     ] = False,
     seed: OneSeed = None,
     seeds: Seeds = None,
+    together: Together = False,
     sets: Sets = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -92,4 +93,4 @@ def run(
         clip_windows=clip_windows,
     )
     facts: dict[str, object] = {"files": [str(path) for path in teacher], "top_k": top_k}
-    start(console, request, out, seed, seeds, overwrite, facts)
+    start(console, request, out, seed, seeds, overwrite, together, facts)

@@ -22,6 +22,7 @@ from amrctl.cli._training import (
     RecipeOption,
     Seeds,
     SkipBad,
+    Together,
     Train,
     Val,
 )
@@ -39,6 +40,7 @@ def run(
     init: Init = None,
     seed: OneSeed = None,
     seeds: Seeds = None,
+    together: Together = False,
     sets: Sets = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -76,4 +78,4 @@ def run(
         console.note("no --init: training from scratch")
     data = Data(train, val, features, audio, exclude, skip_bad, clip_windows)
     request = request_of(resolved, data, init, device, precision)
-    start(console, request, out, seed, seeds, overwrite)
+    start(console, request, out, seed, seeds, overwrite, together)

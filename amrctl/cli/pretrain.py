@@ -22,6 +22,7 @@ from amrctl.cli._training import (
     RecipeOption,
     Seeds,
     SkipBad,
+    Together,
     Train,
     Val,
 )
@@ -39,6 +40,7 @@ def run(
     init: Init = None,
     seed: OneSeed = None,
     seeds: Seeds = None,
+    together: Together = False,
     sets: Sets = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -70,4 +72,4 @@ def run(
     resolved = recipes.load_any(recipe, "pretrain", sets or ())
     data = Data(train, val, features, audio, exclude, skip_bad, clip_windows)
     request = request_of(resolved, data, init, device, precision)
-    start(console, request, out, seed, seeds, overwrite)
+    start(console, request, out, seed, seeds, overwrite, together)

@@ -29,7 +29,7 @@ from benchmarks.table import Row, markdown, text_table, write_block
 
 Rows = Callable[[bool], list[Row]]
 BESIDE = ("training", "prediction", "metric")  # groups that have the official code beside them
-ALONE = ("tools", "startup", "search")
+ALONE = ("seeds", "tools", "startup", "search")
 MODULES = ("scan", "fusion", "extraction", "archive")  # benchmarks of their own with `rows(quick)`
 
 

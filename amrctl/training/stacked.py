@@ -86,7 +86,7 @@ def rehearse(job: Job, seed: int) -> None:
     except Exception as error:
         where = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         culprit = next((names[found] for found in reversed(where) if found in names), "the recipe")
-        told = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        told = (str(error).strip() or type(error).__name__).partition("\n")[0].partition(". ")[0]
         raise RecipeError(f"{culprit} cannot be trained together ({told}); {_LEAVE_OUT}") from error
 
 

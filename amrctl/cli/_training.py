@@ -74,9 +74,7 @@ Seeds = Annotated[
 ]
 Together = Annotated[
     bool,
-    typer.Option(
-        "--together", help="Train the seeds of --seeds in one program: on a GPU much faster than in turn."
-    ),
+    typer.Option("--together", help="Train the seeds of --seeds in one program, not in turn; made for GPUs."),
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,33 @@ def test_a_kill_changes_no_bit(
     assert not summary.failed
     for seed in (0, 1):
         same_run(unbroken / f"seed-{seed}", tmp_path / "runs" / f"seed-{seed}")
+
+
+def test_kills_between_any_two_files_change_no_bit(
+    tiny: Tiny, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced, left, kills = os.replace, 0, 0
+
+    def counted(source: Any, target: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        replaced(source, target)
+
+    monkeypatch.setattr(together, "COMMIT_EVERY", 0.0)
+    monkeypatch.setattr(os, "replace", counted)
+    for left in (1, 2, 3, 4, 5, 7, 8, 11, 13, 17):  # noqa: B007  # counted down
+        with contextlib.suppress(Killed):
+            run_together(request_for(tiny, *DRAWS), tmp_path / "runs")
+            break
+        kills += 1
+    assert kills >= 8
+    left = 0
+    assert not run_together(request_for(tiny, *DRAWS), tmp_path / "runs").failed
+    for seed in (0, 1):
+        same_run(unbroken / f"seed-{seed}", tmp_path / "runs" / f"seed-{seed}")
+    assert json.loads((tmp_path / "runs" / "seeds.json").read_text())["done"] == [0, 1]
 
 
 def test_a_seed_that_diverges_leaves_the_others_their_bits(

@@ -16,6 +16,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ def draws(text: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
 
 
+def read_rows(manifests: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of all manifests, as simfeatures.py reads them."""
+    lines = [line for path in manifests for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def words(query: str) -> list[str]:
     """Lower-cased words, as simfeatures.py cuts them."""
     return re.findall(r"[a-z']+", query.lower()) or ["sound"]
@@ -101,11 +108,19 @@ class Meanings:
         return np.asarray(v / (np.linalg.norm(v) + 1e-9))
 
 
-def heard(rows: Sequence[dict[str, Any]], meanings: Meanings) -> Iterator[tuple[str, Doubles, Doubles]]:
-    """Each recording, what is to be heard in it per frame `(T, 48)`, and the first stream's noise `(T, 768)`.
+@dataclass(frozen=True)
+class Scene:
+    """What simfeatures.py draws for a recording of T frames: `background` `(T, 48)`, events as sentence,
+    gain, start and end (seconds; the labelled ones first), and the first stream's noise `(T, 768)`."""
 
-    Draws in the order of simfeatures.py: background, labelled events, distractors, noise.
-    """
+    vid: str
+    background: Doubles
+    events: tuple[tuple[str, float, float, float], ...]
+    noise: Doubles
+
+
+def scenes(rows: Sequence[dict[str, Any]]) -> Iterator[Scene]:
+    """Every recording of `rows` (those of all manifests), drawn in the order of simfeatures.py."""
     queries = [row["query"] for row in rows]
     by_vid: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -113,35 +128,34 @@ def heard(rows: Sequence[dict[str, Any]], meanings: Meanings) -> Iterator[tuple[
     loudness = float(SNR) * math.sqrt(MEANINGS) * 0.45
     for vid, own in by_vid.items():
         g, frames = draws(SEED + vid), max(int(own[0]["duration"]), 1)
-        t = np.arange(frames)
-        x, background = g.standard_normal(MEANINGS) * 0.5, []
-        for _ in t:
+        x, background, events = g.standard_normal(MEANINGS) * 0.5, [], []
+        for _ in range(frames):
             x = 0.97 * x + 0.12 * g.standard_normal(MEANINGS)
             background.append(x)
-        sounds = np.stack(background)
         for row in own:
             gain = loudness * g.uniform(0.6, 1.4)
-            for start, end in row.get("relevant_windows", ()):
-                share = np.clip(np.minimum(t + 1, end) - np.maximum(t, start), 0, 1)
-                sounds = sounds + gain * np.outer(share, meanings.query(row["query"]))
+            events += [(row["query"], gain, start, end) for start, end in row.get("relevant_windows", ())]
         for _ in range(g.poisson(float(DISTRACTORS) * frames / 300)):
-            meaning = meanings.query(queries[g.integers(len(queries))])
+            sentence = queries[g.integers(len(queries))]
             gain = loudness * g.uniform(0.6, 1.4)
             start = g.uniform(0, frames)
-            end = start + g.exponential(8) + 1
-            share = np.clip(np.minimum(t + 1, end) - np.maximum(t, start), 0, 1)
-            sounds = sounds + gain * np.outer(share, meaning)
-        yield vid, sounds, g.standard_normal((frames, WIDTH)) * NOISE
+            events.append((sentence, gain, start, start + g.exponential(8) + 1))
+        noise = g.standard_normal((frames, WIDTH)) * NOISE
+        yield Scene(vid, np.stack(background), tuple(events), noise)
+
+
+def heard(scene: Scene, meanings: Meanings) -> Doubles:
+    """What is to be heard in a recording, per frame `(T, 48)`."""
+    sounds, t = scene.background, np.arange(len(scene.background))
+    for sentence, gain, start, end in scene.events:
+        share = np.clip(np.minimum(t + 1, end) - np.maximum(t, start), 0, 1)
+        sounds = sounds + gain * np.outer(share, meanings.query(sentence))
+    return sounds
 
 
 def write_view(manifests: Sequence[Path], folder: Path, first: FeatureFile) -> None:
     """The second view as npz files in `folder`. `FrozenError` where the draws are not those of `first`."""
-    rows = [
-        json.loads(line)
-        for path in manifests
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip()
-    ]
+    rows = read_rows(manifests)
     meanings = Meanings(rows)
     seen = draws(SEED + ":audio").standard_normal((MEANINGS, WIDTH)) / math.sqrt(MEANINGS)
     gap = draws("ba").standard_normal(WIDTH) * 0.6
@@ -150,9 +164,10 @@ def write_view(manifests: Sequence[Path], folder: Path, first: FeatureFile) -> N
     audio, text = folder / "clap", folder / "clap_text"
     audio.mkdir(parents=True, exist_ok=True)
     text.mkdir(parents=True, exist_ok=True)
-    for vid, sounds, noise in heard(rows, meanings):
+    for scene in scenes(rows):
+        vid, sounds = scene.vid, heard(scene, meanings)
         stored = first.load("audio", "simulated", [vid]).rows
-        drawn = sounds @ seen + gap + noise
+        drawn = sounds @ seen + gap + scene.noise
         if drawn.shape != stored.shape or not np.allclose(drawn, stored, atol=1e-3):
             raise FrozenError(f"recording {vid}: simfeatures.py no longer draws what is drawn again here")
         own = draws("second:" + vid).standard_normal((len(sounds), VIEW)) * NOISE

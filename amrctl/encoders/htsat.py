@@ -16,6 +16,8 @@ from amrctl.errors import FeatureError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from amrctl.encoders.networks.htsat import Htsat
+
 Table = dict[str, str | tuple[str, ...]]
 
 _BOTH = ("weight", "bias")
@@ -105,3 +107,10 @@ def compare_positions(
         mine = inside[ours + key.removeprefix(official).replace(".attn.", ".attention.self.")]
         if not torch.equal(tensor.to(mine.dtype), mine.to(tensor.device)):
             raise FeatureError(f"{where}: '{key}' numbers the places inside a window in another way")
+
+
+def rearranged(encoder: nn.Module) -> Htsat | None:
+    """A `ClapAudioEncoder` for a CPU, or None where it is not as the published ones are."""
+    from amrctl.encoders.networks.htsat import Htsat, supported
+
+    return Htsat(encoder) if supported(encoder) else None

@@ -18,12 +18,14 @@ samples to 16 bits first; transformers does not, nor does this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio, require
+from amrctl.encoders.htsat import rearranged
 from amrctl.encoders.laion_checkpoint import Front, read_official
 from amrctl.encoders.mel import decibels, hann, mel_bank, mel_power
 from amrctl.registry import component
@@ -125,14 +127,25 @@ class _LaionClap(FrozenAudio):
     def forward(self, samples: Tensor) -> Tensor:
         """What `front_end` gives, to `(n, dim)`."""
         import torch
-        from torch.nn import functional
 
         long = torch.full((len(samples), 1), samples.shape[1] > 1, device=samples.device)
-        model = self.network
-        rows: Tensor = model.get_submodule("audio_model")(samples, is_longer=long).pooler_output
-        if self.projected:
-            rows = functional.normalize(model.get_submodule("audio_projection")(rows).float(), dim=-1)
-        return rows
+        rows: Tensor = self.network.get_submodule("audio_model")(samples, is_longer=long).pooler_output
+        return self._ended(rows)
+
+    def direct(self) -> Callable[[Tensor], Tensor] | None:
+        """HTSAT rearranged."""
+        htsat = rearranged(self.network.get_submodule("audio_model.audio_encoder"))
+        return None if htsat is None else lambda samples: self._ended(htsat(samples, samples.shape[1] > 1))
+
+    def _ended(self, rows: Tensor) -> Tensor:
+        """HTSAT's rows to the encoder's."""
+        if not self.projected:
+            return rows
+        from torch.nn import functional
+
+        projection = self.network.get_submodule("audio_projection")
+        kind = next(projection.parameters()).dtype
+        return functional.normalize(projection(rows.to(kind)).float(), dim=-1)
 
 
 @component(AUDIO, "laion-clap", LaionClapConfig)

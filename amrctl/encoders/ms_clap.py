@@ -27,7 +27,7 @@ from pydantic import Field
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio, require
-from amrctl.encoders.htsat import Table, compare_positions, computed, htsat_table, unused
+from amrctl.encoders.htsat import Table, compare_positions, computed, htsat_table, rearranged, unused
 from amrctl.encoders.mel import decibels, hann, mel_power
 from amrctl.encoders.weights import local, place, read_tensors, sha256_of
 from amrctl.errors import FeatureError
@@ -176,6 +176,18 @@ def compare_kernels(front: nn.Module, where: str) -> None:
             )
 
 
+def _pieced(mel: Tensor, rows: Callable[[Tensor], Tensor]) -> Tensor:
+    """Decibels `(n, frames, 64)` to `(n, dim)`: `rows` of `(n, 1, frames, 64)`, or the mean over pieces."""
+    import torch
+
+    mel = mel[:, None]
+    frames = mel.shape[2]
+    if frames <= FRAMES:
+        return rows(mel)
+    starts = range(0, frames - CROP - 1, STEP)  # as the official network counts: the tail is not heard
+    return torch.stack([rows(mel[:, :, start : start + CROP]).float() for start in starts]).mean(0)
+
+
 @component(AUDIO, "ms-clap", MsClapConfig)
 class MsClap(FrozenAudio):
     """The audio encoder `ms-clap`; see the top of this file."""
@@ -206,17 +218,13 @@ class MsClap(FrozenAudio):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Decibels `(n, frames, 64)` to `(n, 768)`."""
-        import torch
+        clap = self.network.get_submodule("clap")
+        return _pieced(samples, lambda mel: clap(mel).pooler_output)
 
-        frames = samples.shape[1]
-        if frames <= FRAMES:
-            return self._rows(samples)
-        starts = range(0, frames - CROP - 1, STEP)  # as the official network counts: the tail is not heard
-        return torch.stack([self._rows(samples[:, start : start + CROP]).float() for start in starts]).mean(0)
-
-    def _rows(self, mel: Tensor) -> Tensor:
-        rows: Tensor = self.network.get_submodule("clap")(mel[:, None]).pooler_output
-        return rows
+    def direct(self) -> Callable[[Tensor], Tensor] | None:
+        """HTSAT rearranged."""
+        htsat = rearranged(self.network.get_submodule("clap.audio_encoder"))
+        return None if htsat is None else lambda samples: _pieced(samples, htsat)
 
 
 @component(AUDIO, "ms-clap-centred", MsClapConfig)

@@ -12,7 +12,8 @@ has 1e-5); base and base-plus hear the samples unchanged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amrctl.encoders.base import AUDIO, Card, EncoderConfig
 from amrctl.encoders.frozen import FrozenAudio
@@ -90,6 +91,13 @@ class _WavLM(FrozenAudio):
         """`(n, samples)` to `(n, dim)`: the mean over frames of the last hidden state."""
         rows: Tensor = self.network(samples).last_hidden_state.mean(dim=1)
         return rows
+
+    def direct(self) -> Callable[[Tensor], Tensor] | None:
+        """The network rearranged."""
+        from amrctl.encoders.networks.wavlm_rows import WavLM, supported
+
+        network: Any = self.network
+        return WavLM(network) if supported(network) else None
 
 
 @component(AUDIO, "wavlm-base", BaseConfig)

@@ -1,0 +1,346 @@
+"""What lies between the matrix products of a frozen network on a CPU, each a compiled loop on one thread.
+
+Numbers that products take and give are float32, or bfloat16 as their bits (uint16); everything is computed
+in float32, and the sum that runs through a network stays float32 throughout. Products come without their
+bias: the loop that reads them adds it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from amrctl.compiled import compiling
+from amrctl.model.layers.scan.arithmetic import _exp_down, _narrow, _sigmoid, _wide
+
+_F = np.float32
+_ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)
+_ROOT = _F(math.sqrt(0.5))
+# erf(x) = 1 - t (A1 + t (A2 + ...)) exp(-x^2), t = 1 / (1 + P x), x >= 0: Abramowitz and Stegun 7.1.26,
+# off by 1.5e-7 at most
+_P = _F(0.3275911)
+_A1, _A2, _A3, _A4, _A5 = (
+    _F(0.254829592),
+    _F(-0.284496736),
+    _F(1.421413741),
+    _F(-1.453152027),
+    _F(1.061405429),
+)
+# the normal distribution less one half, x (B0 + B1 x^2 + ...) up to |x| = 4.5, where it is 1/2: x times it is
+# off by 7e-5 at most, less than what storing a bfloat16 loses
+_EDGE = _F(4.5)
+_B0, _B1, _B2 = _F(0.39870859552486915), _F(-0.06597729333760155), _F(0.009580657602889585)
+_B3, _B4, _B5 = _F(-0.0010362528458986088), _F(8.120950556428458e-05), _F(-4.431659376005339e-06)
+_B6, _B7, _B8 = _F(1.58024212864401e-07), _F(-3.2838673318171537e-09), _F(2.999952954815624e-11)
+_compiled = compiling(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+
+
+def _gelu(x: Any, like: Any) -> Any:
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(_gelu, jit_options={"fastmath": {"contract"}, "error_model": "numpy"}, strict=False)
+def _gelu_of(x: Any, like: Any) -> Any:
+    """GELU, as exact as it is stored beside `like`."""
+    if like == types.uint16:
+
+        def rough(x: Any, like: Any) -> Any:
+            y = x if x < _EDGE else _EDGE
+            y = y if y > -_EDGE else -_EDGE
+            q = y * y
+            p = _B8 * q + _B7
+            p = p * q + _B6
+            p = p * q + _B5
+            p = p * q + _B4
+            p = p * q + _B3
+            p = p * q + _B2
+            p = p * q + _B1
+            p = p * q + _B0
+            share = p * y + _HALF
+            share = share if share > _ZERO else _ZERO
+            return x * share
+
+        return rough
+
+    def gelu(x: Any, like: Any) -> Any:
+        y = abs(x) * _ROOT
+        t = _ONE / (_ONE + _P * y)
+        p = _A5 * t + _A4
+        p = p * t + _A3
+        p = p * t + _A2
+        p = p * t + _A1
+        left = _HALF * p * t * _exp_down(y * y)  # the weight of the tail beyond |x|
+        return x * (left if x < _ZERO else _ONE - left)
+
+    return gelu
+
+
+def _highest(row: Any) -> Any:
+    raise NotImplementedError("only compiled code calls this")
+
+
+# leave to ignore a NaN makes this SIMD; the NaN itself stays in the row and spoils it, as it should
+@overload(_highest, jit_options={"fastmath": {"nnan", "nsz"}}, strict=False)
+def _highest_of(row: Any) -> Any:
+    def highest(row: Any) -> Any:
+        most = row[0]
+        for i in range(1, row.size):
+            most = max(most, row[i])
+        return most
+
+    return highest
+
+
+@_compiled
+def norm(
+    x: np.ndarray, order: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray
+) -> None:
+    """Row j of `out` = row `order[j]` of `x` [rows, C], of mean 0 and variance 1, times `weight` + `bias`."""
+    width = x.shape[1]
+    share = _ONE / _F(width)
+    row = np.empty(width, np.float32)
+    for j in range(out.shape[0]):
+        r = order[j]
+        mean, square = _ZERO, _ZERO
+        for c in range(width):
+            value = _wide(x[r, c])
+            row[c] = value
+            mean += value
+        mean *= share
+        for c in range(width):
+            square += (row[c] - mean) ** 2
+        scale = _ONE / np.sqrt(square * share + _F(eps))
+        for c in range(width):
+            out[j, c] = _narrow((row[c] - mean) * scale * weight[c] + bias[c], out[j, c])
+
+
+@_compiled
+def add(x: np.ndarray, order: np.ndarray, more: np.ndarray, plus: np.ndarray) -> None:
+    """Add row j of `more`, and `plus` [C], to row `order[j]` of `x` [rows, C] float32."""
+    for j in range(more.shape[0]):
+        r = order[j]
+        for c in range(x.shape[1]):
+            x[r, c] += _wide(more[j, c]) + plus[c]
+
+
+@_compiled
+def add_norm(
+    x: np.ndarray,
+    order: np.ndarray,
+    more: np.ndarray,
+    plus: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    out: np.ndarray,
+    keep: bool,
+) -> None:
+    """`add`, then `norm` of the sums; with `keep` the normed rows take the place of the sums in `x`."""
+    width = x.shape[1]
+    share = _ONE / _F(width)
+    row = np.empty(width, np.float32)
+    for j in range(out.shape[0]):
+        r = order[j]
+        mean, square = _ZERO, _ZERO
+        for c in range(width):
+            value = x[r, c] + (_wide(more[j, c]) + plus[c])
+            row[c] = value
+            mean += value
+        mean *= share
+        for c in range(width):
+            square += (row[c] - mean) ** 2
+        scale = _ONE / np.sqrt(square * share + _F(eps))
+        if keep:
+            for c in range(width):
+                value = (row[c] - mean) * scale * weight[c] + bias[c]
+                x[r, c] = value
+                out[j, c] = _narrow(value, out[j, c])
+        else:
+            for c in range(width):
+                x[r, c] = row[c]
+                out[j, c] = _narrow((row[c] - mean) * scale * weight[c] + bias[c], out[j, c])
+
+
+@_compiled
+def gelu(x: np.ndarray, plus: np.ndarray) -> None:
+    """GELU of `x` + `plus`, [rows, C] and [C], in place."""
+    for j in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            x[j, c] = _narrow(_gelu(_wide(x[j, c]) + plus[c], x[j, c]), x[j, c])
+
+
+@_compiled
+def norm_gelu(
+    x: np.ndarray, plus: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray
+) -> None:
+    """GELU of the normed rows of `x` + `plus`, [rows, C] and [C]; `out` may be `x`."""
+    width = x.shape[1]
+    share = _ONE / _F(width)
+    row = np.empty(width, np.float32)
+    for j in range(x.shape[0]):
+        mean, square = _ZERO, _ZERO
+        for c in range(width):
+            value = _wide(x[j, c]) + plus[c]
+            row[c] = value
+            mean += value
+        mean *= share
+        for c in range(width):
+            square += (row[c] - mean) ** 2
+        scale = _ONE / np.sqrt(square * share + _F(eps))
+        for c in range(width):
+            value = (row[c] - mean) * scale * weight[c] + bias[c]
+            out[j, c] = _narrow(_gelu(value, out[j, c]), out[j, c])
+
+
+@_compiled
+def shift(rows: np.ndarray, by: np.ndarray) -> None:
+    """Add `by` [C] to the first C columns of `rows` in place."""
+    for j in range(rows.shape[0]):
+        for c in range(by.size):
+            rows[j, c] = _narrow(_wide(rows[j, c]) + by[c], rows[j, c])
+
+
+@_compiled
+def _soften(block: np.ndarray, shares: np.ndarray) -> None:
+    """exp(x - the largest of its row) of `block` [rows, keys] in place; 1 / sum of each row into `shares`."""
+    rows, keys = block.shape
+    for i in range(rows):
+        shares[i] = _highest(block[i])
+    for i in range(rows):
+        most, total = shares[i], _ZERO
+        for j in range(keys):
+            e = _exp_down(block[i, j] - most)
+            block[i, j] = e
+            total += e
+        shares[i] = _ONE / total
+
+
+@_compiled
+def soften_windows(scores: np.ndarray, table: np.ndarray, kinds: np.ndarray, scale: float) -> None:
+    """Softmax of `scale * scores[w, head] + table[kinds[w], head]` in place.
+
+    `scores` [windows, heads, T, T]; `table` [K, heads, T, T] float32.
+    """
+    windows, heads, queries, keys = scores.shape
+    block, shares = np.empty((queries, keys), np.float32), np.empty(queries, np.float32)
+    factor = _F(scale)
+    for w in range(windows):
+        kind = kinds[w]
+        for head in range(heads):
+            for i in range(queries):
+                for j in range(keys):
+                    block[i, j] = _wide(scores[w, head, i, j]) * factor + table[kind, head, i, j]
+            _soften(block, shares)
+            for i in range(queries):
+                share = shares[i]
+                for j in range(keys):
+                    scores[w, head, i, j] = _narrow(block[i, j] * share, scores[w, head, i, j])
+
+
+@_compiled
+def soften_gated(
+    scores: np.ndarray,
+    both: np.ndarray,
+    plus: np.ndarray,
+    constant: np.ndarray,
+    table: np.ndarray,
+    scale: float,
+) -> None:
+    """Softmax of `scale * scores + gate * table[head]` in place, with WavLM's gate of each query and head.
+
+    `scores` [windows, heads, T, T]; the last 2 x heads columns of `both` [windows x T, columns] plus `plus`
+    are what the two sigmoids of each head take; `constant` [heads]; `table` [heads, T, T] float32.
+    """
+    windows, heads, queries, keys = scores.shape
+    block, shares = np.empty((queries, keys), np.float32), np.empty(queries, np.float32)
+    factor = _F(scale)
+    for w in range(windows):
+        for head in range(heads):
+            c = both.shape[1] - 2 * (heads - head)
+            for i in range(queries):
+                first = _sigmoid(_F(_wide(both[w * queries + i, c]) + plus[c]))
+                second = _sigmoid(_F(_wide(both[w * queries + i, c + 1]) + plus[c + 1]))
+                shares[i] = first * (second * constant[head] - _ONE) + _TWO
+            for i in range(queries):
+                gate = shares[i]
+                for j in range(keys):
+                    block[i, j] = _wide(scores[w, head, i, j]) * factor + gate * table[head, i, j]
+            _soften(block, shares)
+            for i in range(queries):
+                share = shares[i]
+                for j in range(keys):
+                    scores[w, head, i, j] = _narrow(block[i, j] * share, scores[w, head, i, j])
+
+
+@_compiled
+def patches(
+    mel: np.ndarray,
+    places: np.ndarray,
+    shares: np.ndarray,
+    factor: np.ndarray,
+    plus: np.ndarray,
+    length: int,
+    side: int,
+    out: np.ndarray,
+) -> None:
+    """HTSAT's image of `mel` [frames, bands] as patches of `side` x `side`: `out` [patches, side * side].
+
+    Column t of the stretched spectrogram is the sum of the frames `places[t]` [4], each `shares[t]` times,
+    then times `factor` and `plus` [bands]. Parts of `length` columns stand below each other.
+    """
+    bands, columns = mel.shape[1], places.shape[0]
+    row = np.empty(bands, np.float32)
+    for t in range(columns):
+        row[:] = _ZERO
+        for k in range(places.shape[1]):
+            frame, share = places[t, k], shares[t, k]
+            for b in range(bands):
+                row[b] += share * mel[frame, b]
+        part, column = t // length, t % length
+        for b in range(bands):
+            line = part * bands + b
+            patch = line // side * (length // side) + column // side
+            out[patch, line % side * side + column % side] = row[b] * factor[b] + plus[b]
+
+
+@_compiled
+def waves(samples: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, out: np.ndarray) -> None:
+    """A convolution of one channel and GELU: `samples` [S] to `out` [T, C]; `weight` [taps, C]."""
+    taps, width = weight.shape
+    row = np.empty(width, np.float32)
+    for t in range(out.shape[0]):
+        for c in range(width):
+            row[c] = bias[c]
+        for k in range(taps):
+            sample = samples[t * stride + k]
+            for c in range(width):
+                row[c] += sample * weight[k, c]
+        for c in range(width):
+            out[t, c] = _narrow(_gelu(row[c], out[t, c]), out[t, c])
+
+
+@_compiled
+def waves_norm(
+    samples: np.ndarray,
+    filters: np.ndarray,
+    first: np.ndarray,
+    stride: int,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    out: np.ndarray,
+) -> None:
+    """As `waves`, each row of `filters` [taps, C] and `first` [C] normed before GELU."""
+    taps, width = filters.shape
+    row = np.empty((1, width), np.float32)
+    for t in range(out.shape[0]):
+        row[:] = _ZERO
+        for k in range(taps):
+            sample = samples[t * stride + k]
+            for c in range(width):
+                row[0, c] += sample * filters[k, c]
+        norm_gelu(row, first, weight, bias, eps, out[t : t + 1])

@@ -62,6 +62,28 @@ def ten_seconds(samples: Tensor, front: Front) -> Tensor:
     return functional.pad(samples, (0, want - samples.shape[1]))
 
 
+def copies(samples: int, front: Front) -> int:
+    """How many copies of a window of that many samples fill what the network hears exactly, with spectra at
+    the same places of each; 0: none do."""
+    whole = front.padding != "pad" and front.samples % samples == 0 and samples % front.hop_length == 0
+    return front.samples // samples if whole and samples >= front.fft_window_size else 0
+
+
+def repeated(spectra: Tensor, copies: int) -> Tensor:
+    """Spectra `(n, T, bands)` of 2 copies of a sound, with mirrored ends, to those of `copies`.
+
+    A copy begins on a frame and is longer than a transform, so that all copies but the first and the last
+    have the same frames.
+    """
+    import torch
+
+    half = spectra.shape[1] // 2
+    inside = spectra[:, half // 2 : half // 2 + half]
+    return torch.cat(
+        [spectra[:, : half // 2], *[inside] * (copies - 1), spectra[:, half // 2 + half :]], dim=1
+    )
+
+
 def thirds(mel: Tensor, frames: int) -> Tensor:
     """A long window for a fused model: `(n, T, bands)` to `(n, 4, frames, bands)`.
 
@@ -119,9 +141,12 @@ class _LaionClap(FrozenAudio):
         """`(n, window samples)` to decibels `(n, 1, frames, bands)`, or `(n, 4, ...)`: see `thirds`."""
         front = self.front
         long = front.truncation == "fusion" and samples.shape[1] > front.samples
-        heard = samples if long else ten_seconds(samples, front)
+        tiled = 0 if long else copies(samples.shape[1], front)
+        heard = samples.repeat(1, 2) if tiled > 2 else samples if long else ten_seconds(samples, front)
         bank, window = self.network.get_buffer("bank"), self.network.get_buffer("window")
         mel = decibels(mel_power(heard, bank, window, front.hop_length))
+        if tiled > 2:
+            mel = repeated(mel, tiled)
         return thirds(mel, front.frames) if mel.shape[1] > front.frames else mel[:, None]
 
     def forward(self, samples: Tensor) -> Tensor:

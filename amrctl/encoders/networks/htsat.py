@@ -124,9 +124,8 @@ class _Stage:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """`(images x tokens, width)` float32, which is overwritten, to the next stage's."""
-        done = [
-            self._some(some) for some in tokens.split(max(ROWS, self.tokens) // self.tokens * self.tokens)
-        ]
+        together = max(1, ROWS // self.tokens) * self.tokens
+        done = [self._some(some) for some in tokens.split(together)]
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def _some(self, tokens: Tensor) -> Tensor:

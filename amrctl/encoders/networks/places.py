@@ -21,7 +21,7 @@ class Places:
     def __init__(self, convolution: Any) -> None:
         # A weight that is computed from others is computed once.
         self.weight = convolution.weight.detach().float().contiguous()
-        self.bias = convolution.bias.detach().float()
+        self.bias: Tensor = convolution.bias.detach().float()
         self.groups, self.padding = int(convolution.groups), int(convolution.padding[0])
         self.spectra: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -29,10 +29,8 @@ class Places:
         """`(n, T, H)` float32 to the same: as many frames as there were, from the first."""
         n, length, width = x.shape
         if length > LONGEST:
-            weight, padding = self.weight, self.padding
-            summed = functional.conv1d(
-                x.transpose(1, 2), weight, self.bias, padding=padding, groups=self.groups
-            )
+            heard = x.transpose(1, 2), self.weight, self.bias
+            summed: Tensor = functional.conv1d(*heard, padding=self.padding, groups=self.groups)
             return summed[:, :, :length].transpose(1, 2).contiguous()
         if length not in self.spectra:
             self.spectra[length] = self._spectra(length)
@@ -40,7 +38,8 @@ class Places:
         parts = (n, len(filters) // self.groups, 2, self.groups, width // self.groups)
         waves = (there @ x).view(parts).permute(1, 3, 0, 2, 4).reshape(len(filters), n, -1)
         waves = torch.bmm(waves, filters).view(parts[1], self.groups, n, 2, -1)
-        return back @ waves.permute(2, 0, 3, 1, 4).reshape(n, -1, width) + self.bias
+        frames = back @ waves.permute(2, 0, 3, 1, 4).reshape(n, -1, width)
+        return frames + self.bias
 
     def _spectra(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """For F frequencies: T frames to 2F (cosines and sines), the filters, and back to T frames.

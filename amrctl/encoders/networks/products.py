@@ -108,9 +108,8 @@ class Heads:
         """What `joint` gave, (windows x length, C), to `(3, windows x heads, length, depth)`."""
         kernels.shift(array(both), self.bias)
         used = both[:, : 3 * self.heads * self.depth].unflatten(0, (-1, length))
-        return (
-            used.unflatten(2, (3, self.heads, self.depth)).permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous()
-        )
+        parts: Tensor = used.unflatten(2, (3, self.heads, self.depth)).permute(2, 0, 3, 1, 4)
+        return parts.flatten(1, 2).contiguous()
 
     def merged(self, weights: Tensor, values: Tensor) -> Tensor:
         """Weights `(windows x heads, length, length)` and values to `out` of them, without its bias."""

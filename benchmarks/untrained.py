@@ -72,18 +72,14 @@ class _WavLMBase(WavLMBase):
     def __init__(self, **options: Any) -> None:
         from transformers import WavLMConfig, WavLMModel
 
-        from amrctl.encoders.networks.wavlm import attend_directly
-
-        _frozen(self, attend_directly(WavLMModel(WavLMConfig())), options)
+        _frozen(self, WavLMModel(WavLMConfig()), options)
 
 
 class _WavLMLarge(WavLMLarge):
     def __init__(self, **options: Any) -> None:
         from transformers import WavLMConfig, WavLMModel
 
-        from amrctl.encoders.networks.wavlm import attend_directly
-
-        _frozen(self, attend_directly(WavLMModel(WavLMConfig.from_dict(LARGE))), options)
+        _frozen(self, WavLMModel(WavLMConfig.from_dict(LARGE)), options)
 
 
 UNTRAINED: dict[str, Callable[..., AudioEncoder]] = {

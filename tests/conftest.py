@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_demo.py")
 
 
+@pytest.fixture(autouse=True)
+def exact_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision `auto` of a frozen network is float32 on every CPU, so that no test depends on which."""
+    monkeypatch.setattr("amrctl.encoders.frozen.cpu_multiplies_bf16", lambda: False)
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Run `amrctl ARGS...` in this process through its real entry point."""

@@ -40,7 +40,8 @@ class EncoderConfig(ComponentConfig):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where its network runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="of its network; auto: fp32 on the CPU, else bf16 (fp16 where there is none)"
+        "auto",
+        description="of its network; auto: bf16 where the device has it, else fp16 on a GPU, fp32 on a CPU",
     )
     batch: int | None = Field(None, gt=0, description="windows or sentences at a time; none: the encoder's")
 

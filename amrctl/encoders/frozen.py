@@ -30,6 +30,7 @@ class Frozen:
     normalisation: str = "none"
     space: str | None = None
     batch: int = 16
+    half_on_cpu: bool = False  # whether precision `auto` is bf16 on a CPU that multiplies it
 
     def __init__(
         self, config: EncoderConfig, network: nn.Module, *, sha256: str | None, checkpoint: str | None
@@ -37,7 +38,7 @@ class Frozen:
         import torch
 
         self.device = pick_device(config.device)
-        self.precision = pick_precision(config.precision, self.device)
+        self.precision = pick_precision(config.precision, self.device, half_on_cpu=self.half_on_cpu)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.checkpoint, self.sha256 = checkpoint, sha256
         if config.batch is not None:
@@ -90,6 +91,8 @@ class FrozenAudio(Frozen):
     hop: float = 1.0
     grid: str = "plain"
     tail: str = "round"
+    half_on_cpu = True  # sound is most of the work, sentences little
+    rearrange: bool = True  # False: `forward` also where `direct` is faster
 
     def __init__(
         self, config: EncoderConfig, network: nn.Module, *, sha256: str | None, checkpoint: str | None
@@ -97,8 +100,13 @@ class FrozenAudio(Frozen):
         super().__init__(config, network, sha256=sha256, checkpoint=checkpoint)
         self.window = config.window or self.window
         self.hop = config.hop or self.hop
-        plain = self.device.type == "cpu" and self.precision in ("fp32", "bf16")
-        self._direct = self.direct() if plain else None
+        self._direct: Callable[[Tensor], Tensor] | None = None
+        self._arranged = not self.plain
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network runs on a CPU in float32 or bfloat16."""
+        return self.device.type == "cpu" and self.precision in ("fp32", "bf16")
 
     def direct(self) -> Callable[[Tensor], Tensor] | None:
         """What `forward` gives, by ways that are faster on a CPU in float32 or bfloat16; None: no others.
@@ -131,6 +139,8 @@ class FrozenAudio(Frozen):
         return done
 
     def _rows_of(self, samples: Tensor) -> Tensor:
+        if self.rearrange and not self._arranged:
+            self._direct, self._arranged = self.direct(), True
         direct = self._direct
         if direct is not None:
             from amrctl.encoders.networks.pieces import in_pieces
@@ -182,15 +192,26 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(name: str, device: torch.device) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is fp32 on the CPU, else bf16, or fp16 on a device without it."""
+def pick_precision(name: str, device: torch.device, *, half_on_cpu: bool = False) -> str:
+    """`fp32`, `bf16` or `fp16`.
+
+    `auto` is bf16 on a GPU, or fp16 on one without it; on a CPU fp32, with `half_on_cpu` bf16 where the
+    processor multiplies such numbers itself.
+    """
     import torch
 
     if name != "auto":
         return name
     if device.type == "cpu":
-        return "fp32"
+        return "bf16" if half_on_cpu and cpu_multiplies_bf16() else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether bfloat16 products are faster than float32 ones on this processor."""
+    from amrctl.training.precision import cpu_has_bf16
+
+    return cpu_has_bf16()
 
 
 def require(package: str, encoder: str) -> None:

@@ -141,7 +141,7 @@ class _LaionClap(FrozenAudio):
         """`(n, window samples)` to decibels `(n, 1, frames, bands)`, or `(n, 4, ...)`: see `thirds`."""
         front = self.front
         long = front.truncation == "fusion" and samples.shape[1] > front.samples
-        tiled = 0 if long else copies(samples.shape[1], front)
+        tiled = copies(samples.shape[1], front) if self.rearrange and not long else 0
         heard = samples.repeat(1, 2) if tiled > 2 else samples if long else ten_seconds(samples, front)
         bank, window = self.network.get_buffer("bank"), self.network.get_buffer("window")
         mel = decibels(mel_power(heard, bank, window, front.hop_length))

@@ -77,8 +77,9 @@ class _WavLM(FrozenAudio):
 
         # The mask vector stands for frames that training hides.
         network = load_network(WavLMModel, folder, encoder=self.name, unused=r"^(wavlm\.)?masked_spec_embed$")
-        attend_directly(network)
         super().__init__(config, network, sha256=sha256_of(folder), checkpoint=name_of(config.checkpoint))
+        if not self.plain:
+            attend_directly(network)
 
     def front_end(self, samples: Tensor) -> Tensor:
         """Mean 0 and variance 1 for the large network; base and base-plus get what was heard."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amrctl.encoders import frozen
 from amrctl.encoders.base import EncoderConfig, Sentence
 from amrctl.encoders.frozen import FrozenAudio, FrozenText, pick_device, pick_precision, require
 from amrctl.errors import FeatureError
@@ -104,7 +105,14 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
         chosen: Mapping[str, str] = {name: pick_precision(name, cuda) for name in ("auto", "fp32", "fp16")}
         assert chosen == {"auto": best, "fp32": "fp32", "fp16": "fp16"}
-    assert pick_precision("auto", torch.device("cpu")) == "fp32"
+    cpu = torch.device("cpu")
+    for has, best in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(frozen, "cpu_multiplies_bf16", lambda has=has: has)
+        assert pick_precision("auto", cpu) == pick_precision("fp32", cpu, half_on_cpu=True) == "fp32"
+        assert pick_precision("auto", cpu, half_on_cpu=True) == best
+        asked = config(device="cpu")
+        assert Audio(asked, net(), sha256=None, checkpoint=None).precision == best
+        assert Text(asked, net(), sha256=None, checkpoint=None).precision == "fp32"
 
 
 def test_a_package_that_is_not_there() -> None:

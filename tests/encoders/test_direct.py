@@ -172,9 +172,14 @@ def test_loops_are_torchs(dtype: torch.dtype) -> None:
             sums[order] = normed
         np.testing.assert_allclose(total, sums, atol=4e-6)
 
-    scores, table = (9 * torch.randn(6, 3, 5, 5)).to(dtype), torch.randn(2, 3, 5, 5)
+    table = torch.randn(2, 3, 5, 5)
     table[1, :, :, 2:] = -100
     kinds = torch.tensor([0, 1, 1, 0, 0, 1], dtype=torch.int32)
-    wanted = (scores.float() * 0.5 + table[kinds]).softmax(-1)
-    kernels.soften_windows(array(scores), array(table), kinds.numpy(), 0.5)
-    np.testing.assert_allclose(scores.float(), wanted, atol=near)
+    for loud, level in ((9, 0), (9, 300), (9, -300), (1000, 0)):
+        scores = (loud * torch.randn(6, 3, 5, 5) + level).to(dtype)
+        wanted = (scores.float() * 0.5 + table[kinds]).softmax(-1)
+        kernels.soften_windows(array(scores), array(table), kinds.numpy(), 0.5)
+        np.testing.assert_allclose(scores.float(), wanted, atol=near * (1 + loud / 100))
+    broken = torch.full((1, 1, 1, 3), torch.nan, dtype=dtype)
+    kernels.soften_windows(array(broken), np.zeros((1, 1, 1, 3), np.float32), np.zeros(1, np.int32), 1.0)
+    assert broken.isnan().all()

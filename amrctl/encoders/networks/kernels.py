@@ -15,11 +15,13 @@ from numba import types
 from numba.extending import overload
 
 from amrctl.compiled import compiling
-from amrctl.model.layers.scan.arithmetic import _exp_down, _narrow, _sigmoid, _wide
+from amrctl.model.layers.scan.arithmetic import _exp2, _exp_down, _narrow, _sigmoid, _wide
 
 _F = np.float32
 _ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)
-_ROOT = _F(math.sqrt(0.5))
+_ROOT, _LOG2E = _F(math.sqrt(0.5)), _F(math.log2(math.e))
+# sums of exponentials between these are exact: no exponent was large, and one at least not small
+_LEAST, _MOST = _F(1e-8), _F(1e10)
 # erf(x) = 1 - t (A1 + t (A2 + ...)) exp(-x^2), t = 1 / (1 + P x), x >= 0: Abramowitz and Stegun 7.1.26,
 # off by 1.5e-7 at most
 _P = _F(0.3275911)
@@ -205,40 +207,43 @@ def shift(rows: np.ndarray, by: np.ndarray) -> None:
 
 
 @_compiled
-def _soften(block: np.ndarray, shares: np.ndarray) -> None:
-    """exp(x - the largest of its row) of `block` [rows, keys] in place; 1 / sum of each row into `shares`."""
-    rows, keys = block.shape
-    for i in range(rows):
-        shares[i] = _highest(block[i])
-    for i in range(rows):
-        most, total = shares[i], _ZERO
-        for j in range(keys):
-            e = _exp_down(block[i, j] - most)
-            block[i, j] = e
-            total += e
-        shares[i] = _ONE / total
+def _steady(row: np.ndarray) -> np.float32:
+    """exp(x - the largest) of `row` in place; returns their sum."""
+    most, total = _highest(row), _ZERO
+    for j in range(row.size):
+        e = _exp_down(row[j] - most)
+        row[j] = e
+        total += e
+    return total
 
 
 @_compiled
 def soften_windows(scores: np.ndarray, table: np.ndarray, kinds: np.ndarray, scale: float) -> None:
     """Softmax of `scale * scores[w, head] + table[kinds[w], head]` in place.
 
-    `scores` [windows, heads, T, T]; `table` [K, heads, T, T] float32.
+    `scores` [windows, heads, T, T]; `table` [K, heads, T, T] float32. The largest number of a row is looked
+    for only where the sum of exponentials is far from 1.
     """
     windows, heads, queries, keys = scores.shape
-    block, shares = np.empty((queries, keys), np.float32), np.empty(queries, np.float32)
+    row = np.empty(keys, np.float32)
     factor = _F(scale)
     for w in range(windows):
         kind = kinds[w]
         for head in range(heads):
             for i in range(queries):
+                total = _ZERO
                 for j in range(keys):
-                    block[i, j] = _wide(scores[w, head, i, j]) * factor + table[kind, head, i, j]
-            _soften(block, shares)
-            for i in range(queries):
-                share = shares[i]
+                    x = _wide(scores[w, head, i, j]) * factor + table[kind, head, i, j]
+                    e = _exp2(x * _LOG2E)
+                    row[j] = e
+                    total += e
+                if not _LEAST < total < _MOST:
+                    for j in range(keys):
+                        row[j] = _wide(scores[w, head, i, j]) * factor + table[kind, head, i, j]
+                    total = _steady(row)
+                share = _ONE / total
                 for j in range(keys):
-                    scores[w, head, i, j] = _narrow(block[i, j] * share, scores[w, head, i, j])
+                    scores[w, head, i, j] = _narrow(row[j] * share, scores[w, head, i, j])
 
 
 @_compiled
@@ -256,7 +261,7 @@ def soften_gated(
     are what the two sigmoids of each head take; `constant` [heads]; `table` [heads, T, T] float32.
     """
     windows, heads, queries, keys = scores.shape
-    block, shares = np.empty((queries, keys), np.float32), np.empty(queries, np.float32)
+    row = np.empty(keys, np.float32)
     factor = _F(scale)
     for w in range(windows):
         for head in range(heads):
@@ -264,16 +269,20 @@ def soften_gated(
             for i in range(queries):
                 first = _sigmoid(_F(_wide(both[w * queries + i, c]) + plus[c]))
                 second = _sigmoid(_F(_wide(both[w * queries + i, c + 1]) + plus[c + 1]))
-                shares[i] = first * (second * constant[head] - _ONE) + _TWO
-            for i in range(queries):
-                gate = shares[i]
+                gate = first * (second * constant[head] - _ONE) + _TWO
+                total = _ZERO
                 for j in range(keys):
-                    block[i, j] = _wide(scores[w, head, i, j]) * factor + gate * table[head, i, j]
-            _soften(block, shares)
-            for i in range(queries):
-                share = shares[i]
+                    x = _wide(scores[w, head, i, j]) * factor + gate * table[head, i, j]
+                    e = _exp2(x * _LOG2E)
+                    row[j] = e
+                    total += e
+                if not _LEAST < total < _MOST:
+                    for j in range(keys):
+                        row[j] = _wide(scores[w, head, i, j]) * factor + gate * table[head, i, j]
+                    total = _steady(row)
+                share = _ONE / total
                 for j in range(keys):
-                    scores[w, head, i, j] = _narrow(block[i, j] * share, scores[w, head, i, j])
+                    scores[w, head, i, j] = _narrow(row[j] * share, scores[w, head, i, j])
 
 
 @_compiled

@@ -38,6 +38,7 @@ _EDGE = _F(4.5)
 _B0, _B1, _B2 = _F(0.39870859552486915), _F(-0.06597729333760155), _F(0.009580657602889585)
 _B3, _B4, _B5 = _F(-0.0010362528458986088), _F(8.120950556428458e-05), _F(-4.431659376005339e-06)
 _B6, _B7, _B8 = _F(1.58024212864401e-07), _F(-3.2838673318171537e-09), _F(2.999952954815624e-11)
+_MARGIN = 256  # numbers
 _compiled = compiling(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
@@ -98,13 +99,23 @@ def _highest_of(row: Any) -> Any:
 
 
 @_compiled
+def _scratch(size: int) -> np.ndarray:
+    """A row for what a sum is taken over, far from all other arrays.
+
+    Where two arrays lie closer than some vectors, compiled loops take one number at a time, and a sum has
+    another order: rows would depend on where memory was free.
+    """
+    return np.empty(size + 2 * _MARGIN, np.float32)[_MARGIN : _MARGIN + size]
+
+
+@_compiled
 def norm(
     x: np.ndarray, order: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray
 ) -> None:
     """Row j of `out` = row `order[j]` of `x` [rows, C], of mean 0 and variance 1, times `weight` + `bias`."""
     width = x.shape[1]
     share = _ONE / _F(width)
-    row = np.empty(width, np.float32)
+    row = _scratch(width)
     for j in range(out.shape[0]):
         r = order[j]
         mean, square = _ZERO, _ZERO
@@ -144,7 +155,7 @@ def add_norm(
     """`add`, then `norm` of the sums; with `keep` the normed rows take the place of the sums in `x`."""
     width = x.shape[1]
     share = _ONE / _F(width)
-    row = np.empty(width, np.float32)
+    row = _scratch(width)
     for j in range(out.shape[0]):
         r = order[j]
         mean, square = _ZERO, _ZERO
@@ -182,7 +193,7 @@ def norm_gelu(
     """GELU of the normed rows of `x` + `plus`, [rows, C] and [C]; `out` may be `x`."""
     width = x.shape[1]
     share = _ONE / _F(width)
-    row = np.empty(width, np.float32)
+    row = _scratch(width)
     for j in range(x.shape[0]):
         mean, square = _ZERO, _ZERO
         for c in range(width):
@@ -225,7 +236,7 @@ def soften_windows(scores: np.ndarray, table: np.ndarray, kinds: np.ndarray, sca
     for only where the sum of exponentials is far from 1.
     """
     windows, heads, queries, keys = scores.shape
-    row = np.empty(keys, np.float32)
+    row = _scratch(keys)
     factor = _F(scale)
     for w in range(windows):
         kind = kinds[w]
@@ -261,7 +272,7 @@ def soften_gated(
     are what the two sigmoids of each head take; `constant` [heads]; `table` [heads, T, T] float32.
     """
     windows, heads, queries, keys = scores.shape
-    row = np.empty(keys, np.float32)
+    row = _scratch(keys)
     factor = _F(scale)
     for w in range(windows):
         for head in range(heads):
@@ -320,7 +331,7 @@ def patches(
 def waves(samples: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, out: np.ndarray) -> None:
     """A convolution of one channel and GELU: `samples` [S] to `out` [T, C]; `weight` [taps, C]."""
     taps, width = weight.shape
-    row = np.empty(width, np.float32)
+    row = _scratch(width)
     for t in range(out.shape[0]):
         for c in range(width):
             row[c] = bias[c]

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def exact_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Precision `auto` of a frozen network is float32 on every CPU, so that no test depends on which."""
-    monkeypatch.setattr("amrctl.encoders.frozen.cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr("amrctl.encoders.frozen.cpu_has_bf16", lambda: False)
 
 
 @pytest.fixture

@@ -16,13 +16,15 @@ import amrctl
 ROOT = Path(amrctl.__file__).parent
 
 # Stages in the order of the work. A unit may import itself and what its row names.
-GROUND = {"errors", "progress", "compiled", "launch"}
+GROUND = {"errors", "progress", "compiled", "arithmetic", "processor", "launch"}
 FILES = GROUND | {"spans", "provenance"}
 RECIPES = FILES | {"registry", "recipe", "recipe_base", "recipe_retrieval", "checkpoint_file"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "compiled": set(),
+    "arithmetic": set(),
+    "processor": set(),
     "launch": {"errors"},
     "spans": {"errors"},
     "provenance": {"errors"},

@@ -10,6 +10,7 @@ import numpy as np
 
 from amrctl.encoders.base import Card, EncoderConfig, Rows, Sentence
 from amrctl.errors import FeatureError
+from amrctl.processor import cpu_has_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -203,15 +204,8 @@ def pick_precision(name: str, device: torch.device, *, half_on_cpu: bool = False
     if name != "auto":
         return name
     if device.type == "cpu":
-        return "bf16" if half_on_cpu and cpu_multiplies_bf16() else "fp32"
+        return "bf16" if half_on_cpu and cpu_has_bf16() else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether bfloat16 products are faster than float32 ones on this processor."""
-    from amrctl.training.precision import cpu_has_bf16
-
-    return cpu_has_bf16()
 
 
 def require(package: str, encoder: str) -> None:

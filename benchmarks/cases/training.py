@@ -15,10 +15,11 @@ from amrctl.data.dataset import Moments
 from amrctl.data.manifest import Manifest
 from amrctl.losses.total import Criterion
 from amrctl.model.detector import Detector, build
+from amrctl.processor import cpu_has_bf16
 from amrctl.recipe import Recipe
 from amrctl.training.loop import _float32
 from amrctl.training.memory import keep_freed
-from amrctl.training.precision import Resolved, autocast, cpu_has_bf16
+from amrctl.training.precision import Resolved, autocast
 from benchmarks import inputs, official
 from benchmarks.measure import Work, flops, interleaved, matrix_rate, peak_mb
 from benchmarks.official import Official

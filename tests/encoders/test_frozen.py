@@ -107,7 +107,7 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chosen == {"auto": best, "fp32": "fp32", "fp16": "fp16"}
     cpu = torch.device("cpu")
     for has, best in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(frozen, "cpu_multiplies_bf16", lambda has=has: has)
+        monkeypatch.setattr(frozen, "cpu_has_bf16", lambda has=has: has)
         assert pick_precision("auto", cpu) == pick_precision("fp32", cpu, half_on_cpu=True) == "fp32"
         assert pick_precision("auto", cpu, half_on_cpu=True) == best
         asked = config(device="cpu")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from amrctl import processor
 from amrctl.errors import AmrctlError
 from amrctl.training import precision
 from amrctl.training.ema import Average
@@ -27,10 +28,10 @@ def test_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch: pytest.Mon
 def test_older_torch_reads_the_kernels_list(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("model name : x\nflags\t\t: fpu avx2 avx512_bf16 sse\n")
-    assert precision._flagged(str(cpuinfo))
+    assert processor._flagged(str(cpuinfo))
     cpuinfo.write_text("flags : fpu avx2 avx512_bf16x\n")
-    assert not precision._flagged(str(cpuinfo))
-    assert not precision._flagged(str(tmp_path / "none"))
+    assert not processor._flagged(str(cpuinfo))
+    assert not processor._flagged(str(tmp_path / "none"))
 
 
 def test_autocast_multiplies_in_bf16_and_leaves_fp32_alone() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from amrctl.arithmetic import _exp2, _exp_down, _narrow, _sigmoid, _wide
 from amrctl.compiled import compiling
-from amrctl.model.layers.scan.arithmetic import _exp2, _exp_down, _narrow, _sigmoid, _wide
 
 _F = np.float32
 _ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)

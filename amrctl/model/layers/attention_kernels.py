@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
+from amrctl.arithmetic import _exp_down, _narrow, _wide
 from amrctl.compiled import compiling
 from amrctl.model.layers.kernels import BLOCK, draw
-from amrctl.model.layers.scan.arithmetic import _exp_down, _narrow, _wide
 
 _LEAST = np.float32(-87.0)  # exp of less is 0
 _compiled = compiling(fastmath={"contract", "reassoc", "nsz"})

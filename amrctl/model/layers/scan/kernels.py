@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from amrctl.arithmetic import _exp2, _narrow, _sigmoid, _softplus, _wide
 from amrctl.compiled import compiling
-from amrctl.model.layers.scan.arithmetic import _exp2, _narrow, _sigmoid, _softplus, _wide
 
 # sums may be regrouped into SIMD lanes; NaN and infinity keep their meaning
 compiled = compiling(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})

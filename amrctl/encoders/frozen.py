@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ class Frozen:
             yield
 
 
-class FrozenAudio(Frozen):
+class FrozenAudio(Frozen, ABC):
     """Base of audio encoders that run a torch network.
 
     A subclass gives `name`, `sample_rate`, `dim`, `card`, maybe other `window`, `hop`, `grid`, `tail`,
@@ -121,9 +122,9 @@ class FrozenAudio(Frozen):
         """`(n, window samples)` float32 on `device` to what `forward` takes; never in half precision."""
         return samples
 
+    @abstractmethod
     def forward(self, samples: Tensor) -> Tensor:
         """What `front_end` gave, to `(n, dim)`; called without gradients, maybe in half precision."""
-        raise NotImplementedError
 
     def encode(self, windows: Rows) -> Rows:
         """`(n, window samples)` float32 to `(n, dim)` float32, at most `batch` windows at a time."""
@@ -153,12 +154,12 @@ class FrozenAudio(Frozen):
             return self.forward(ready)
 
 
-class FrozenText(Frozen):
+class FrozenText(Frozen, ABC):
     """Base of text encoders that run a torch network; a subclass gives `name`, `dim`, `card`, `forward`."""
 
+    @abstractmethod
     def forward(self, sentences: Sequence[str]) -> list[Sentence]:
         """Encode a batch; called without gradients, maybe in half precision. Rows are float32 numpy."""
-        raise NotImplementedError
 
     def encode(self, sentences: Sequence[str]) -> list[Sentence]:
         """Encode each sentence, at most `batch` at a time."""

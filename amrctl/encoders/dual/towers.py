@@ -9,6 +9,7 @@ N segments or sentences, T x F what a front end makes of a segment, L tokens, W 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Tokens(NamedTuple):
         return Tokens(self.ids.to(device), self.mask.to(device))
 
 
-class AudioTower(nn.Module):
+class AudioTower(nn.Module, ABC):
     """Base of audio towers. Class or instance attributes: `sample_rate` (Hz), `width` (W).
 
     `config` holds `segment` and `hop`. `front`: the front end, [N, S] float32 samples to [N, T, F]
@@ -54,27 +55,27 @@ class AudioTower(nn.Module):
     config: AudioConfig
     front: nn.Module
 
+    @abstractmethod
     def forward(self, spectra: Tensor) -> Tensor:
         """What `front` gave to [N, W]; random changes (masks, patch-out) in training mode only."""
-        raise NotImplementedError
 
     def memory(self) -> Memory:
         """JSON values that build this tower again beside its weights."""
         return {}
 
 
-class TextTower(nn.Module):
+class TextTower(nn.Module, ABC):
     """Base of text towers. `width`: W."""
 
     width: int
 
+    @abstractmethod
     def tokenize(self, sentences: Sequence[str]) -> Tokens:
         """Numbers of the tokens; at least one token a sentence."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
         """Rows of the tokens, [N, L, W]; what stands on padding is not read."""
-        raise NotImplementedError
 
     def pool(self, rows: Tensor, mask: Tensor) -> Tensor:
         """[N, L, W] and [N, L] to one row a sentence, [N, W]: the mean over real tokens (section 4)."""

@@ -1,22 +1,27 @@
 """Searchable archives: size, speed of indexing, time of a question, and what the graph misses.
 
     python -m benchmarks.archive
-    python -m benchmarks.archive --hours 1 100 --audio recordings/
+    python -m benchmarks.archive --audio recordings/ --simulated 100 1000
     python -m benchmarks.archive --quick
 
-Indexing is measured on sound files with a LAION-CLAP of true size and random weights, and the features of
-a `qd-detr` beside it. Archives of many hours are simulated: clustered vectors of length 1, recordings of
-300 s, each of which has the content of one of the files that were indexed. So a question costs what it
-costs in truth: the text network of LAION-CLAP reads the sentence, the vectors are compared, and the
-detector reads the stored features of five recordings of 300 s. Only the text network's answer, which
-with random weights means nothing, is replaced by a vector near a cluster, apart from all sounds as the
-sentences of trained spaces are. Recall compares the graph with all windows.
+Archives of 1 and 10 hours are made from sound files: `amrctl index` with a LAION-CLAP of true size and
+random weights, and the features of a `qd-detr` beside it. One of 100 hours is simulated: clustered vectors
+of length 1, recordings of 300 s, each of which has the content of one of the files that were indexed. So
+a question costs what it costs in truth: the text network of LAION-CLAP reads the sentence, the vectors
+are compared, and the detector reads the stored features of five recordings of 300 s. Only the text
+network's answer, which with random weights means nothing, is replaced by a vector near some window, apart
+from all sounds as the sentences of trained spaces are.
+
+Recall compares the graph with all windows, on simulated vectors: those of a random network lie so close
+together that float16 hardly tells them apart. The command builds a graph from `NEAREST_FROM` windows on;
+for fewer it compares all, and the graph is built here to be looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
 import sys
 import tempfile
@@ -57,8 +62,8 @@ from benchmarks.measure import interleaved
 from benchmarks.table import Row, text_table
 from benchmarks.untrained import load
 
-DIM, SECONDS, HOP = 512, 300, 5.0
-PER_HOUR = 3600 // SECONDS
+INDEXED, SIMULATED = (1, 10), (1, 10, 100)  # hours
+DIM, SECONDS = 512, 300
 SPACE = "benchmark"
 Array = npt.NDArray[np.float32]
 
@@ -130,62 +135,67 @@ def unit(rows: npt.NDArray[Any]) -> Array:
     return scaled
 
 
-def clustered(recordings: int, windows: int, questions: int) -> tuple[Array, Array]:
-    """Vectors `(recordings * windows, DIM)` and questions `(questions, DIM)`.
+def questions_near(rows: Array, count: int) -> Array:
+    """`(count, DIM)` vectors with a cosine of about 0.6 to a random one of `rows`, all shifted in one
+    direction."""
+    rng = np.random.default_rng(1)
+    near = rows[rng.integers(0, len(rows), count)]
+    noise, shift = rng.standard_normal((count, DIM)), rng.standard_normal(DIM)
+    return unit(near + (0.9 * noise + shift) / np.sqrt(DIM))
+
+
+def clustered(windows: Sequence[int]) -> Array:
+    """Vectors `(sum of windows, DIM)` of recordings that have so many.
 
     Of 2,000 centres each recording has three; a window lies around one of them with a cosine of about
-    0.55 to others there. Questions lie as far from their centre, all shifted in one direction.
+    0.55 to others there.
     """
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, DIM)).astype(np.float32)
-    own = rng.integers(0, len(centres), (recordings, 3))
-    rows = np.empty((recordings * windows, DIM), np.float32)
-    for r in range(recordings):
-        drawn = centres[own[r, rng.integers(0, 3, windows)]]
-        rows[r * windows : (r + 1) * windows] = unit(
-            drawn + 0.9 * rng.standard_normal((windows, DIM), dtype=np.float32)
-        )
-    asked = centres[own[rng.integers(0, recordings, questions), 0]]
-    shift = rng.standard_normal(DIM)
-    return rows, unit(asked + 0.9 * rng.standard_normal((questions, DIM)) + shift)
+    pieces = []
+    for count in windows:
+        drawn = centres[rng.integers(0, len(centres), 3)[rng.integers(0, 3, count)]]
+        pieces.append(unit(drawn + 0.9 * rng.standard_normal((count, DIM), dtype=np.float32)))
+    return np.concatenate(pieces)
 
 
-def simulated(root: Path, real: Path, hours: float, *, graph: bool) -> tuple[Archive, Array, float]:
-    """Write an archive of `hours`; its questions, and the seconds that the graph took."""
+def simulated(root: Path, real: Path, hours: float) -> None:
+    """Write an archive of `hours` without sounds, which reads the features of archive `real`."""
     before = store.read(real)
-    count, windows = max(round(hours * PER_HOUR), 10), round(SECONDS / HOP)
-    rows, questions = clustered(count, windows, 40)
+    known = before.recordings
+    recordings: list[Recording] = []
+    seconds = 0.0
+    while seconds < 3600 * hours:
+        like, i = known[len(recordings) % len(known)], len(recordings)
+        path = f"{i // 100:04}/recording-{i:06}.flac"
+        recordings.append(like.model_copy(update={"path": path}))
+        seconds += like.seconds
     root.mkdir()
     (root / "features").symlink_to((real / "features").resolve())
-    np.save(root / "vectors-0.npy", rows.astype(np.float16))
-    took, made = 0.0, None
-    if graph:
-        began = time.perf_counter()
-        made = nearest.build(np.load(root / "vectors-0.npy", mmap_mode="r"), root / "nearest-0.faiss")
-        took = time.perf_counter() - began
-        made = Graph(file="nearest-0.faiss", links=made.links, breadth=made.breadth)
-    contents = [recording.sha256 for recording in before.recordings]
-    recordings = tuple(
-        Recording(
-            path=f"{i // 100:04}/recording-{i:06}.flac",
-            bytes=10**7,
-            mtime_ns=10**18,
-            sha256=contents[i % len(contents)],
-            seconds=before.recordings[i % len(contents)].seconds,
-            windows=windows,
-        )
-        for i in range(count)
-    )
-    archive = before.model_copy(
-        update={"recordings": recordings, "vectors": "vectors-0.npy", "nearest": made, "unreadable": ()}
-    )
-    store.write(root, archive)
-    return archive, questions, took
+    vectors = clustered([recording.windows for recording in recordings])
+    np.save(root / "vectors-0.npy", vectors.astype(np.float16))
+    update = {"vectors": "vectors-0.npy", "nearest": None, "unreadable": ()}
+    store.write(root, before.model_copy(update={"recordings": tuple(recordings), **update}))
 
 
 def size(root: Path, *names: str) -> float:
     """Megabytes of the files that match."""
     return sum(path.stat().st_size for name in names for path in root.glob(name) if path.is_file()) / 1e6
+
+
+def mixed(folder: Path, recordings: int, length: int) -> list[Path]:
+    """Sound files made from built-in events."""
+    mix = ("synth", "--events", "builtin", "--recordings", recordings, "--length", length, "-q")
+    call([*map(str, mix), "--workers", "2", "--out", str(folder)])
+    return sorted(path for path in (folder / "audio").iterdir() if path.is_file())
+
+
+def gathered(files: Sequence[Path], folder: Path) -> Path:
+    """The files under one folder."""
+    folder.mkdir()
+    for file in files:
+        os.link(file, folder / file.name)
+    return folder
 
 
 def indexing(sounds: Path, detector: Path, out: Path) -> list[Row]:
@@ -197,32 +207,34 @@ def indexing(sounds: Path, detector: Path, out: Path) -> list[Row]:
     began = time.perf_counter()
     index(request)
     again = time.perf_counter() - began
-    hours = done.archive.seconds / 3600
-    kept = size(out, "features/*/*.npy") / hours
-    vectors = size(out, "vectors-*", "index.json") / hours
-    note = f"{done.archive.seconds:,.0f} s of sound; LAION-CLAP of true size and logmel, networks loaded anew"
+    seconds = done.archive.seconds
+    kept = size(out, "features/*/*.npy") / seconds * 3600
+    label = label_of(done.archive)
+    files = len(done.archive.recordings)
+    note = f"{took:,.1f} s for {files} files; LAION-CLAP of true size and logmel, networks loaded anew"
     return [
-        Row("index", done.archive.seconds / took, unit="x real time", note=note, higher_is_better=True),
-        Row("index again, nothing changed", again, note="networks loaded anew"),
-        Row("features of a detector (logmel, float16)", kept, unit="MB / h"),
-        Row("vectors (512 numbers, float16)", vectors, unit="MB / h", note="with index.json"),
+        Row(f"index, {label}", seconds / took, unit="x real time", note=note, higher_is_better=True),
+        Row(f"index again, {label}", again, note="nothing changed"),
+        Row(f"features of a detector, {label}", kept, unit="MB / h", note="logmel, float16"),
     ]
 
 
-def questions_of(
-    folder: Path, real: Path, detector: Path, hours: float, rounds: int, graph: bool
-) -> list[Row]:
-    """Ask a simulated archive."""
-    root = folder / f"simulated-{hours:g}"
-    archive, planned, took = simulated(root, real, hours, graph=graph)
-    _Reader.planned = planned
-    opened = {}
-    for name, exact in (("exact", True), ("nearest", False))[: 1 + graph]:
-        request = ArchiveRequest(root, detector, device="cpu", exact=exact)
+def label_of(archive: Archive) -> str:
+    """Which archive a row is about."""
+    return f"{archive.seconds / 3600:.3g} h, {archive.windows:,} windows"
+
+
+def asking(root: Path, detector: Path, rounds: int) -> list[Row]:
+    """Ask an archive, as the command does and, where it has a graph, through all windows; its size."""
+    archive = plan(root)
+    graph = archive.nearest is not None
+    label = label_of(archive)
+    opened, first = {}, {}
+    for name in ("graph", "exact") if graph else ("exact",):
         began = time.perf_counter()
-        opened[name] = ArchiveSearch(request)
+        opened[name] = ArchiveSearch(ArchiveRequest(root, detector, device="cpu", exact=name == "exact"))
         opened[name].ask(["a dog barks 0"])
-        first = time.perf_counter() - began
+        first[name] = time.perf_counter() - began
     turn = iter(range(10**6))
 
     def ask(search: ArchiveSearch) -> None:
@@ -231,25 +243,37 @@ def questions_of(
     seconds = interleaved({name: partial(ask, search) for name, search in opened.items()}, rounds)
     heard = opened["exact"].ask(["a dog barks 1"]).answers[0].recordings
     assert len(heard) == 5
-    lengths = {round(hit.duration) for hit in heard}
-    label = f"{hours:g} h, {archive.windows:,} windows"
-    note = (
-        f"detector on 5 recordings of {'/'.join(map(str, sorted(lengths)))} s"
-        f"{'; reference: all windows' if graph else ', all windows'}"
-        f"; the first question {first:.2f} s, with loading"
-    )
-    rows = [
-        Row(
-            f"ask, {label}",
-            seconds["nearest" if graph else "exact"],
-            seconds["exact"] if graph else None,
-            note=note,
-        ),
-        Row(f"size, {label}", size(root, "*.npy", "*.faiss", "*.json") / hours, unit="MB / h"),
+    lengths = "/".join(map(str, sorted({round(hit.duration) for hit in heard})))
+    own = next(iter(opened))
+    note = f"detector on 5 recordings of {lengths} s; {'reference: ' if graph else ''}all windows"
+    note += f"; the first question {first[own]:.2f} s, with loading"
+    kept = size(root, "vectors-*", "index.json", "*.faiss") / archive.seconds * 3600
+    return [
+        Row(f"ask, {label}", seconds[own], seconds["exact"] if graph else None, note=note),
+        Row(f"size, {label}", kept, unit="MB / h", note="vectors (512 of float16), index.json, graph"),
     ]
-    if graph:
-        rows += [Row(f"build the graph, {label}", took), *recall(opened["nearest"], opened["exact"], label)]
-    return rows
+
+
+def plan(root: Path) -> Archive:
+    """Open the archive; from here on the reader answers with questions about it."""
+    archive = store.read(root)
+    _Reader.planned = questions_near(np.load(root / archive.vectors).astype(np.float32), 40)
+    return archive
+
+
+def with_graph(root: Path, detector: Path) -> list[Row]:
+    """Add a graph to the archive, and say what it finds."""
+    archive = plan(root)
+    began = time.perf_counter()
+    made = nearest.build(np.load(root / archive.vectors, mmap_mode="r"), root / "nearest-0.faiss")
+    took = time.perf_counter() - began
+    graph = Graph(file="nearest-0.faiss", links=made.links, breadth=made.breadth)
+    store.write(root, archive.model_copy(update={"nearest": graph}))
+    quick, exact = (
+        ArchiveSearch(ArchiveRequest(root, detector, device="cpu", exact=whole)) for whole in (False, True)
+    )
+    label = label_of(archive)
+    return [Row(f"build the graph, {label}", took), *recall(quick, exact, label)]
 
 
 def recall(quick: ArchiveSearch, exact: ArchiveSearch, label: str) -> list[Row]:
@@ -282,30 +306,42 @@ def recall(quick: ArchiveSearch, exact: ArchiveSearch, label: str) -> list[Row]:
     ]
 
 
-def measure(hours: Sequence[float], audio: Path | None, quick: bool) -> list[Row]:
-    """All rows; `audio`: recordings instead of mixed ones."""
+def measure(hours: Sequence[float], simulate: Sequence[float], audio: Path | None, quick: bool) -> list[Row]:
+    """All rows. `hours`: archives that are indexed, of mixed sounds; `simulate`: archives that are not;
+    `audio`: a folder that is indexed instead."""
     found: list[Row] = []
+    rounds = 2 if quick else 20
     with tempfile.TemporaryDirectory() as name, _registered():
         folder = Path(name)
         detector = untrained(folder / "detector.safetensors")
+        length = 20 if quick else SECONDS
+        counts = [max(round(many * 3600 / length), 5) for many in hours]
+        folders = [] if audio is None else [audio]
         if audio is None:
-            length = 20 if quick else SECONDS
-            mix = ("synth", "--events", "builtin", "--recordings", 5, "--length", length, "-q")
-            call([*map(str, mix), "--workers", "1", "--out", str(folder / "mixed")])
-            audio = folder / "mixed" / "audio"
-        print("archive: indexing ...", file=sys.stderr, flush=True)
-        real = folder / "real"
-        found += indexing(audio, detector, real)
-        for many in hours:
-            print(f"archive: {many:g} h ...", file=sys.stderr, flush=True)
-            graph = nearest.available() and (quick or many * 3600 / HOP >= nearest.NEAREST_FROM)
-            found += questions_of(folder, real, detector, many, 2 if quick else 20, graph)
+            print(f"archive: mixing {max(counts) * length / 3600:.3g} h ...", file=sys.stderr, flush=True)
+            files = mixed(folder / "mixed", max(counts), length)
+            folders = [gathered(files[:count], folder / f"sounds-{count}") for count in counts]
+        real: list[Path] = []
+        for sounds in folders:
+            real.append(folder / f"indexed-{len(real)}")
+            print(f"archive: indexing {sounds.name} ...", file=sys.stderr, flush=True)
+            found += indexing(sounds, detector, real[-1])
+        for root in real:
+            found += asking(root, detector, rounds)
+        for many in simulate:
+            print(f"archive: simulating {many:g} h ...", file=sys.stderr, flush=True)
+            root = folder / f"simulated-{many:g}"
+            simulated(root, real[0], many)
+            if nearest.available():
+                found += with_graph(root, detector)
+            if store.read(root).windows >= nearest.NEAREST_FROM or quick:
+                found += asking(root, detector, rounds)
     return found
 
 
 def rows(quick: bool) -> list[Row]:
-    """Indexing, then questions to archives of 1, 10 and 100 hours."""
-    return measure((1,) if quick else (1, 10, 100), None, quick)
+    """Archives of 1 and 10 hours from sound files, and simulated ones up to 100 hours."""
+    return measure((0.03,), (1,), None, True) if quick else measure(INDEXED, SIMULATED, None, False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -313,13 +349,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.archive", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--hours", type=float, nargs="+", default=[1, 10, 100], help="simulated archives")
-    parser.add_argument("--audio", type=Path, help="five recordings of 300 s of your own (default: mixed)")
+    hours: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "H"}
+    parser.add_argument(
+        "--hours", default=INDEXED, help="archives that are indexed, of mixed sounds", **hours
+    )
+    parser.add_argument("--simulated", default=SIMULATED, help="archives that are not", **hours)
+    parser.add_argument("--audio", type=Path, help="index these recordings (five or more) instead")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, once: shows that everything runs")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    found = measure([1.0] if given.quick else given.hours, given.audio, given.quick)
+    found = rows(True) if given.quick else measure(given.hours, given.simulated, given.audio, False)
     print(f"{given.threads} threads\n\n{text_table(found)}")
     return 0
 

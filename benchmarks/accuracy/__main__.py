@@ -21,6 +21,7 @@ from amrctl.errors import AmrctlError
 from benchmarks.accuracy import dual, second, sets, tables
 from benchmarks.accuracy.chain import run_chain
 from benchmarks.accuracy.commands import CommandError, Commands
+from benchmarks.accuracy.control import add_control
 from benchmarks.accuracy.guess import guesses
 from benchmarks.accuracy.run import Places, predictions, run_row
 from benchmarks.accuracy.settings import SETS, Row, read_plan
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     seeds = parse_seeds(chosen.seeds) if chosen.seeds else list(row.seeds)
                     for seed in seeds:
                         result = run_row(plan, row, data, seed, places, again=chosen.again)
+                        add_control(result, plain, places)
                         print(f"{name} {row.name} seed {seed}: R1@0.7 {result['metrics']['R1@0.7']:.2f}")
                         tables.write_page(chosen.page, places.results, SETS, list(plan.rows))
                     compare(row, data, places)

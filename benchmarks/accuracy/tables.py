@@ -45,7 +45,7 @@ def main_table(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], guess: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
     """Mean and spread over seeds of every row; the guesses first."""
-    lines = [[name, "", *(f"{told[m]:.1f}" for m in METRICS), "", ""] for name, told in guess.items()]
+    lines = [[name, "", *(f"{told[m]:.1f}" for m in METRICS), "", "", ""] for name, told in guess.items()]
     for row, runs in rows.items():
         minutes = [sum(run["minutes"].values()) for run in runs]
         lines.append(
@@ -54,10 +54,13 @@ def main_table(
                 str(len(runs)),
                 *(mean_and_spread([run["metrics"][metric] for run in runs]) for metric in METRICS),
                 mean_and_spread([run["permuted"]["R1@0.7"] for run in runs]),
+                mean_and_spread([run["control"]["chance"] for run in runs])
+                if all("control" in run for run in runs)
+                else "",
                 f"{statistics.fmean(minutes):.1f}" if any(minutes) else "",
             ]
         )
-    return table(["row", "seeds", *METRICS, "R1@0.7 permuted", "minutes a run"], lines)
+    return table(["row", "seeds", *METRICS, "R1@0.7 permuted", "by chance", "minutes a run"], lines)
 
 
 def section(results: Path, name: str, order: Sequence[str]) -> list[str]:

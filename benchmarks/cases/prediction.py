@@ -8,10 +8,23 @@ from typing import Any
 
 import torch
 
+from amrctl.data.batch import Batch
+from amrctl.data.dataset import Moments
 from amrctl.inference.predict import predict
+from amrctl.model.detector import Detector
+from amrctl.recipe import Recipe
 from benchmarks import inputs, official
-from benchmarks.cases.training import DTYPES, NO_REFERENCE, QUICK, Size, detector_of, formats, joined
-from benchmarks.measure import Work, flops, interleaved, matrix_rate, peak_mb
+from benchmarks.cases.training import (
+    DTYPES,
+    NO_REFERENCE,
+    QUICK,
+    Size,
+    beside,
+    detector_of,
+    formats,
+    joined,
+)
+from benchmarks.measure import Work, flops, matrix_rate, peak_mb
 from benchmarks.official import Official
 from benchmarks.table import Row
 
@@ -24,11 +37,23 @@ def rows(quick: bool, reference: Official | None = None) -> list[Row]:
     return [*_forward(reference, size), *_set(reference, size)]
 
 
-def _forward(reference: Official | None, size: Size) -> list[Row]:
+def long_batch(size: Size) -> tuple[Detector, Batch]:
+    """A batch in which all recordings have full length, and a detector."""
     recipe = inputs.recipe("qd-detr", *size.sets, f"train.eval_batch={size.batch}")
     manifest = inputs.queries(size.batch, length=size.frames, per_recording=1)
     (batch,) = inputs.first(inputs.moments(manifest, recipe, training=False, width=size.width), 1)
-    detector = detector_of(recipe, size.width).eval()
+    return detector_of(recipe, size.width).eval(), batch
+
+
+def their_forward(reference: Official, size: Size) -> Work:
+    """The official forward pass on that batch."""
+    detector, batch = long_batch(size)
+    model = size.build(reference, detector)[0].eval()
+    return partial(_inference, partial(model, **official.inputs(batch)))
+
+
+def _forward(reference: Official | None, size: Size) -> list[Row]:
+    detector, batch = long_batch(size)
     works: dict[str, Work] = {}
     note = NO_REFERENCE
     if reference is not None:
@@ -41,10 +66,9 @@ def _forward(reference: Official | None, size: Size) -> list[Row]:
         if gap > _TOLERANCE:
             raise AssertionError(f"the spans differ by {gap:.1e} of the recording")
         note = f"spans differ by {gap:.0e}"
-        works["official"] = partial(_inference, partial(model, **given))
     for precision in formats():
         works[precision] = partial(_inference, detector, batch, precision=precision)
-    times = interleaved(works, size.repeat)
+    times = beside(their_forward, reference, size, works, size.repeat)
     counted = flops(works["fp32"])
     return [
         Row(
@@ -64,24 +88,32 @@ def _inference(module: Callable[..., Any], *args: Any, precision: str = "fp32") 
         return module(*args)
 
 
+def whole_set(size: Size, *sets: str) -> tuple[Recipe, Moments]:
+    """Queries of CASTELLA's shape."""
+    recipe = inputs.recipe("qd-detr", *size.sets, *sets)
+    manifest = inputs.queries(size.batches * 10, length=size.length)
+    return recipe, inputs.moments(manifest, recipe, training=False, width=size.width)
+
+
+def their_set(reference: Official, size: Size) -> Work:
+    """The official forward pass on these, in batches cut like its data set's, in the order of the file."""
+    _, dataset = whole_set(size, "compat=official")
+    detector = detector_of(inputs.recipe("qd-detr", *size.sets), size.width)
+    model = size.build(reference, detector)[0].eval()
+    ready = [partial(model, **official.inputs(batch)) for batch in dataset.in_order()]
+    return lambda: [_inference(forward) for forward in ready]
+
+
 def _set(reference: Official | None, size: Size) -> list[Row]:
     """From packed features to windows, decoding included; the official forward in file order beside it."""
-    recipe = inputs.recipe("qd-detr", *size.sets)
-    manifest = inputs.queries(size.batches * 10, length=size.length)
-    dataset = inputs.moments(manifest, recipe, training=False, width=size.width)
+    recipe, dataset = whole_set(size)
+    manifest = dataset.manifest
     detector = detector_of(recipe, size.width).eval()
     works: dict[str, Work] = {}
-    if reference is not None:
-        # the released code's batches, cut like its data set, in the order of the file
-        released = inputs.recipe("qd-detr", *size.sets, "compat=official")
-        model = size.build(reference, detector)[0].eval()
-        theirs = inputs.moments(manifest, released, training=False, width=size.width)
-        ready = [partial(model, **official.inputs(batch)) for batch in theirs.in_order()]
-        works["official"] = lambda: [_inference(forward) for forward in ready]
     for precision in formats():
         dtype = None if precision == "fp32" else torch.bfloat16
         works[precision] = partial(predict, detector, dataset, recipe, precision=dtype)
-    times = interleaved(works, max(size.repeat // 2, 1))
+    times = beside(their_set, reference, size, works, max(size.repeat // 2, 1))
     shared = len(manifest.recordings) / len(manifest)
     return [
         Row(

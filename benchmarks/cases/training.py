@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from amrctl.training.loop import _float32
 from amrctl.training.memory import keep_freed
 from amrctl.training.precision import Resolved, autocast
 from benchmarks import inputs, official
+from benchmarks.apart import apart
 from benchmarks.measure import Work, flops, interleaved, matrix_rate, peak_mb
 from benchmarks.official import Official
 from benchmarks.table import Row
@@ -104,12 +105,26 @@ QUICK = Size(width=8, frames=20, batch=4, batches=2, repeat=1, length=20)
 
 def rows(quick: bool, reference: Official | None = None) -> list[Row]:
     """Seconds of one step of 32 queries (CASTELLA's lengths: per 32 queries, batch making included)."""
-    keep_freed()  # for the official code too
+    keep_freed()  # as the command does
     size = QUICK if quick else Size()
     made = [*_full(reference, size), *_mixed(reference, size)]
     if reference is None:
         made = [replace(row, note=joined(row.note, NO_REFERENCE)) for row in made]
     return made
+
+
+def beside(
+    make: Callable[[Official, Size], Work],
+    reference: Official | None,
+    size: Size,
+    works: Mapping[str, Work],
+    repeat: int,
+) -> dict[str, float]:
+    """Median seconds of `works` and, as `official` in a process of its own, of what `make` makes."""
+    if reference is None:
+        return interleaved(works, repeat)
+    with apart(make, reference, size) as theirs:
+        return interleaved({"official": theirs, **works}, repeat)
 
 
 def formats() -> tuple[Resolved, ...]:
@@ -132,10 +147,23 @@ def loss_gap(reference: Official, size: Size, manifest: Manifest) -> float:
     return abs(ours - theirs) / abs(theirs)
 
 
-def _full(reference: Official | None, size: Size) -> list[Row]:
+def long_batch(size: Size) -> tuple[Recipe, Manifest, Batch]:
+    """A batch in which all recordings have full length."""
     recipe = inputs.recipe("qd-detr", *size.sets)
     manifest = inputs.queries(size.batch, length=size.frames, per_recording=1)
     (batch,) = inputs.first(inputs.moments(manifest, recipe, training=True, width=size.width), 1)
+    return recipe, manifest, batch
+
+
+def their_long_step(reference: Official, size: Size) -> Work:
+    """The official step on that batch."""
+    recipe, _, batch = long_batch(size)
+    step = their_step(*size.build(reference, detector_of(recipe, size.width)))
+    return partial(step, official.inputs(batch), official.targets(batch))
+
+
+def _full(reference: Official | None, size: Size) -> list[Row]:
+    recipe, manifest, batch = long_batch(size)
     note = ""
     works: dict[str, Work] = {}
     if reference is not None:
@@ -143,12 +171,9 @@ def _full(reference: Official | None, size: Size) -> list[Row]:
         if gap > _TOLERANCE:
             raise AssertionError(f"the losses differ by {gap:.1e} of the official one's value")
         note = f"losses differ by {gap:.0e}"
-        model, criterion = size.build(reference, detector_of(recipe, size.width))
-        theirs, given, wanted = their_step(model, criterion), official.inputs(batch), official.targets(batch)
-        works["official"] = partial(theirs, given, wanted)
     for precision in formats():
         works[precision] = partial(our_step(detector_of(recipe, size.width), recipe, precision), batch)
-    times = interleaved(works, size.repeat)
+    times = beside(their_long_step, reference, size, works, size.repeat)
     counted = flops(works["fp32"])
     return [
         Row(
@@ -163,24 +188,31 @@ def _full(reference: Official | None, size: Size) -> list[Row]:
     ]
 
 
-def _mixed(reference: Official | None, size: Size) -> list[Row]:
-    """The same queries in the batches of each: ours by length, the official ones at random."""
-    recipe = inputs.recipe("qd-detr", *size.sets)
-    plain = inputs.recipe("qd-detr", *size.sets, "train.buckets=false")
+def mixed_lengths(size: Size, *sets: str) -> tuple[Recipe, Moments]:
+    """Some batches of queries about recordings of CASTELLA's lengths."""
+    recipe = inputs.recipe("qd-detr", *size.sets, *sets)
     count = size.batches * size.batch
     manifest = Manifest(None, inputs.queries(count, length=size.length).queries[:count])
-    ours, random = (inputs.moments(manifest, r, training=True, width=size.width) for r in (recipe, plain))
+    return recipe, inputs.moments(manifest, recipe, training=True, width=size.width)
+
+
+def their_mixed_steps(reference: Official, size: Size) -> Work:
+    """The official steps on these queries, whose batches are cut at random."""
+    recipe, dataset = mixed_lengths(size, "train.buckets=false")
+    step = their_step(*size.build(reference, detector_of(recipe, size.width)))
+    ready = [(official.inputs(b), official.targets(b)) for b in dataset.epoch(0, 1)]
+    return lambda: [step(given, wanted) for given, wanted in ready]
+
+
+def _mixed(reference: Official | None, size: Size) -> list[Row]:
+    """The same queries in the batches of each: ours by length, the official ones at random."""
+    recipe, ours = mixed_lengths(size)
     works: dict[str, Work] = {}
-    if reference is not None:
-        theirs = their_step(*size.build(reference, detector_of(recipe, size.width)))
-        ready = [(official.inputs(b), official.targets(b)) for b in random.epoch(0, 1)]
-        works["official"] = lambda: [theirs(given, wanted) for given, wanted in ready]
     for precision in formats():
         step = our_step(detector_of(recipe, size.width), recipe, precision)
         works[precision] = partial(_epoch, step, ours)
-    times = {
-        name: t * size.batch / len(ours) for name, t in interleaved(works, max(size.repeat // 2, 1)).items()
-    }
+    taken = beside(their_mixed_steps, reference, size, works, max(size.repeat // 2, 1))
+    times = {name: t * size.batch / len(ours) for name, t in taken.items()}
     counted = flops(works["fp32"]) * size.batch / len(ours)
     return [
         Row(

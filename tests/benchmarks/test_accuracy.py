@@ -19,8 +19,9 @@ import yaml
 from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
 from amrctl.data.npz import import_npz
+from amrctl.data.predictions import Prediction
 from amrctl.evaluation.moments import METRICS
-from benchmarks.accuracy import chain, run, second, sets, tables
+from benchmarks.accuracy import chain, control, run, second, sets, tables
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.guess import best_fixed, drawn, guesses
 from benchmarks.accuracy.settings import FILES, HERE, PRETRAINED, REFERENCE, SETS, Plan, Row, read_plan
@@ -417,7 +418,8 @@ def test_tables_hold_mean_spread_and_paired_test(tmp_path: Path) -> None:
     for seed, value in enumerate((40.0, 44.0)):
         entry = {
             "row": REFERENCE, "seed": seed, "metrics": dict.fromkeys(METRICS, value),
-            "permuted": {"R1@0.7": 4.0}, "minutes": {"finetune": 3.0}, "commands": ["amrctl finetune"],
+            "permuted": {"R1@0.7": 4.0}, "control": {"chance": 3.0},
+            "minutes": {"finetune": 3.0}, "commands": ["amrctl finetune"],
         }  # fmt: skip
         (folder / f"{REFERENCE}.seed-{seed}.json").write_text(json.dumps(entry))
     told = {"difference": 1.25, "low": -0.5, "high": 3.0, "p": 0.0123, "beats": True}
@@ -432,7 +434,7 @@ def test_tables_hold_mean_spread_and_paired_test(tmp_path: Path) -> None:
     assert text.endswith(f"{tables.END}\nafter\n")
     assert "old" not in text
     cells = " | ".join(["42.0 ± 2.8"] * len(tables.METRICS))
-    assert f"| `qd-detr` | 2 | {cells} | 4.0 ± 0.0 | 3.0 |" in text
+    assert f"| `qd-detr` | 2 | {cells} | 4.0 ± 0.0 | 3.0 ± 0.0 | 3.0 |" in text
     assert (
         "| `other` | `qd-detr` | 2 | +1.2 (-0.5 to +3.0), p 0.012, **beats** | +1.2 (-0.5 to +3.0), p 0.012 |"
         in text
@@ -452,3 +454,36 @@ def test_stored_results_belong_to_the_frozen_data() -> None:
             assert stored["permuted"]["R1@0.7"] < 10
     castella = tables.read_results(HERE / "results", "castella")[REFERENCE]
     assert 10 <= sum(stored["metrics"]["R1@0.7"] for stored in castella) / 3 <= 25
+
+
+def test_control_by_hand() -> None:
+    """Four events of which one is labelled, and two of which both are."""
+    asked = [
+        Query("a", "x", "v", 60.0, ((0.0, 10.0),)),
+        Query("b", "y", "w", 60.0, ((0.0, 10.0), (20.0, 30.0))),
+    ]
+    known = {"v": [(0.0, 10.0), (20.0, 30.0), (40.0, 45.0), (50.0, 60.0)], "w": [(0.0, 10.0), (20.0, 30.0)]}
+
+    def told(first: tuple[float, float], second: tuple[float, float]) -> dict[str, float]:
+        answers = [
+            Prediction(q.qid, q.query, q.vid, q.duration, np.array([[*w, 0.9], [0.0, 10.0, 0.1]]))
+            for q, w in zip(asked, (first, second), strict=True)
+        ]
+        return control.against_chance(answers, manifest(asked), known)
+
+    names = "labelled", "event", "chance", "above"
+    assert tuple(map(told((20.0, 30.0), (20.0, 29.0)).get, names)) == (50.0, 100.0, 62.5, -12.5)
+    assert tuple(map(told((0.0, 7.0), (11.0, 19.0)).get, names)) == (50.0, 50.0, 12.5, 37.5)
+    nothing = told((30.0, 39.0), (0.0, 30.0))
+    assert set(nothing.values()) == {0.0}
+
+
+def test_every_stored_control_is_at_chance_or_below_ten() -> None:
+    """With another query's sentence no row finds the labelled moments above chance, seeds averaged."""
+    for name in SETS:
+        for row, runs in tables.read_results(HERE / "results", name).items():
+            told = [stored["control"] for stored in runs]
+            for one, stored in zip(told, runs, strict=True):
+                assert one["labelled"] == pytest.approx(stored["permuted"]["R1@0.7"], abs=0.01)
+            low, labelled = (sum(one[key] for one in told) / len(told) for key in ("low", "labelled"))
+            assert low < 0 or labelled < 10, (name, row)

@@ -20,10 +20,9 @@ from amrctl.data.predictions import Prediction, read_predictions
 from amrctl.evaluation import statistics
 from benchmarks.accuracy.guess import events
 from benchmarks.accuracy.run import Places
-from benchmarks.accuracy.sets import DataSet
+from benchmarks.accuracy.sets import CONTROL, DataSet
 
 Moments = Sequence[tuple[float, float]]
-CONTROL = "test-permuted"
 
 
 def against_chance(

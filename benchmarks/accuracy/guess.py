@@ -14,7 +14,8 @@ import numpy as np
 from amrctl.data.manifest import Manifest, Query, read_manifest
 from amrctl.data.predictions import Prediction
 from amrctl.evaluation.moments import METRICS, headline
-from benchmarks.accuracy.second import read_rows, scenes
+from benchmarks.accuracy.meanings import read_rows
+from benchmarks.accuracy.second import scenes
 from benchmarks.accuracy.sets import MANIFESTS, DataSet
 
 WINDOWS = 10  # as many as the systems list

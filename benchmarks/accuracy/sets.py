@@ -27,6 +27,7 @@ import yaml
 from amrctl import provenance
 from amrctl.data.manifest import Manifest, Query, read_manifest, write_manifest
 from benchmarks.accuracy.commands import Commands
+from benchmarks.accuracy.meanings import Doubles, Meanings, read_rows
 from benchmarks.accuracy.settings import HERE
 
 SPLITS = {"1": "train", "2": "train", "3": "val", "4": "test"}
@@ -43,6 +44,8 @@ MIXES = (
 )  # name, --min-event, --events-per-recording, --repeats
 MIX_RECORDINGS = "170"
 MIX_SPLITS = "train=0.6,val=0.12,test=0.28"
+UNLIKE = 0.1  # cosine of two meanings; unrelated sentences of castella: 0 with a deviation of 0.14
+CONTROL = "test-permuted"
 PRETRAIN_SHARE = 0.9  # of the recordings of a pre-training set; the rest chooses its best epoch
 MANIFESTS = ("train", "val", "test", "pretrain-train", "pretrain-val")
 
@@ -68,7 +71,7 @@ class DataSet:
     file: str = "features.h5"
 
     def manifest(self, name: str) -> Path:
-        """One of `MANIFESTS`, or `test-permuted`."""
+        """One of `MANIFESTS`, or `CONTROL`."""
         return self.folder / f"{name}.jsonl"
 
     @property
@@ -101,10 +104,7 @@ def prepare(name: str, work: Path, sources: Sources, results: Path) -> DataSet:
         made.folder.mkdir(parents=True, exist_ok=True)
         commands = Commands()
         BUILDERS[name](made, sources, commands)
-        test = read_manifest(made.manifest("test"), clip_windows=True)
-        names = classes()
-        swapped = permuted(test, lambda query: names.get(query.query, query.query))
-        _write(made.manifest("test-permuted"), swapped)
+        _write(made.manifest(CONTROL), control(made))
         provenance.write_text(made.commands, "\n".join(commands.ran) + "\n")
     freeze(made, results)
     return made
@@ -129,6 +129,17 @@ def write_captions(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def control(made: DataSet) -> list[Query]:
+    """The test queries, each asked for with the sentence of another that means something else."""
+    test = read_manifest(made.manifest("test"), clip_windows=True)
+    if made.name == "esc10":
+        names = classes()
+        return permuted(test, lambda query: names[query.query])
+    meanings = Meanings(read_rows([made.manifest(name) for name in MANIFESTS]))
+    known = np.stack([meanings.query(query.query) for query in test])
+    return unlike(test, known @ known.T)
+
+
 def permuted(manifest: Manifest, meaning: Callable[[Query], str], seed: int = 0) -> list[Query]:
     """The same recordings and moments, each asked for with another query's sentence (and its qid, which
     is where the sentence's features are found). No query gets a sentence of its own `meaning`.
@@ -146,6 +157,29 @@ def permuted(manifest: Manifest, meaning: Callable[[Query], str], seed: int = 0)
     asked = {mine: order[(place + shift) % len(order)] for place, mine in enumerate(order)}
     others = (queries[asked[i]] for i in range(len(queries)))
     return [replace(q, qid=o.qid, query=o.query) for q, o in zip(queries, others, strict=True)]
+
+
+def unlike(manifest: Manifest, similarity: Doubles, seed: int = 0) -> list[Query]:
+    """As `permuted`, at random among sentences that have nothing in common.
+
+    `similarity`: cosines of the queries' sentences, `(n, n)`; none is asked for one nearer than `UNLIKE`.
+    Raises `ValueError` when a query has too few others that far away.
+    """
+    rng, count = np.random.default_rng(seed), len(manifest)
+    asked, places = rng.permutation(count), np.arange(count)
+    apart = similarity <= UNLIKE
+    for i in places[~apart[places, asked]]:
+        partners = np.flatnonzero(apart[i, asked] & apart[places, asked[i]])
+        if apart[i, asked[i]]:  # an earlier exchange has mended it
+            continue
+        if not len(partners):
+            raise ValueError(
+                f"query {manifest.queries[i].qid}: no exchange of sentences parts it from all like it"
+            )
+        j = rng.choice(partners)
+        asked[i], asked[j] = asked[j], asked[i]
+    others = (manifest.queries[i] for i in asked)
+    return [replace(q, qid=o.qid, query=o.query) for q, o in zip(manifest.queries, others, strict=True)]
 
 
 def classes(captions: Path = HERE / "captions.yaml") -> dict[str, str]:
@@ -258,6 +292,7 @@ def freeze(made: DataSet, results: Path) -> None:
     path = results / made.name / "data.json"
     simulated = [SNR, DISTRACTORS] if made.name == "castella" else None
     found: dict[str, Any] = {"simulated": simulated, "manifests": describe(made)}
+    found["control"] = provenance.sha256(made.manifest(CONTROL))
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         commands = made.commands.read_text(encoding="utf-8").splitlines()
@@ -267,6 +302,8 @@ def freeze(made: DataSet, results: Path) -> None:
     differing = [n for n, told in found["manifests"].items() if frozen["manifests"].get(n) != told]
     if frozen["simulated"] != simulated:
         differing.append("SNR and distractors")
+    if frozen.get("control") != found["control"]:
+        differing.append(CONTROL)
     if differing:
         raise FrozenError(
             f"{made.folder} differs from {path} ({', '.join(differing)}): its numbers cannot stand beside "

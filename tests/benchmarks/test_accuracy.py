@@ -83,6 +83,21 @@ def test_permuted_never_asks_for_the_same_class() -> None:
         sets.permuted(plain, lambda query: kinds[query.qid])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_unlike_asks_for_nothing_near(seed: int) -> None:
+    """A third of all pairs are near; every sentence is asked for once, far from its own."""
+    rng = np.random.default_rng(seed)
+    plain, near = queries(60), np.triu(rng.random((60, 60)) < 1 / 3)
+    similarity = np.where(near | near.T | np.eye(60, dtype=bool), 0.9, 0.05)
+    swapped = sets.unlike(manifest(plain), similarity, seed)
+    place = {q.qid: i for i, q in enumerate(plain)}
+    assert [(q.vid, q.windows) for q in swapped] == [(q.vid, q.windows) for q in plain]
+    assert sorted(place[q.qid] for q in swapped) == list(range(60))
+    assert all(similarity[i, place[q.qid]] < 0.1 for i, q in enumerate(swapped))
+    with pytest.raises(ValueError, match="no exchange"):
+        sets.unlike(manifest(plain), np.ones((60, 60)), seed)
+
+
 def test_divided_keeps_recordings_whole_and_shares_about_a_tenth() -> None:
     train, val = sets.divided(manifest(queries(2000, vids=1000)))
     assert not {q.vid for q in train} & {q.vid for q in val}
@@ -93,7 +108,7 @@ def test_divided_keeps_recordings_whole_and_shares_about_a_tenth() -> None:
 def test_frozen_data_that_differs_is_refused_by_name(tmp_path: Path) -> None:
     made = sets.DataSet("castella", tmp_path / "work")
     made.folder.mkdir()
-    for name in sets.MANIFESTS:
+    for name in (*sets.MANIFESTS, sets.CONTROL):
         write_manifest(made.manifest(name), queries(4))
     made.commands.write_text("made\n")
     sets.freeze(made, tmp_path)

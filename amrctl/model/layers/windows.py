@@ -73,5 +73,7 @@ def shift(spans: Tensor, delta: Tensor) -> Tensor:
 
     `spans` in 0..1 and `delta` of one shape; delta beyond 10 either way counts as 10.
     """
-    growth = torch.expm1(delta.clamp(-10.0, 10.0))
-    return spans + spans * (1 - spans) * growth / (1 + spans * growth)
+    # each direction in the form whose divisor does not come near 0
+    up, down = torch.expm1(delta.clamp(0.0, 10.0)), torch.expm1(-delta.clamp(-10.0, 0.0))
+    share = torch.where(delta < 0, -down / (1 + (1 - spans) * down), up / (1 + spans * up))
+    return spans + spans * (1 - spans) * share

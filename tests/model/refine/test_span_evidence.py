@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -76,6 +76,9 @@ def test_gradients_reach_the_windows_ends(edge: float) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(0.96875, -9.0)
+@example(0.9998000264167786, -9.0)
+@example(0.00019997358322143555, 9.0)
 @given(st.floats(0, 1, width=32), st.floats(-9, 9, width=32))
 def test_shift_is_a_step_before_the_sigmoid(value: float, delta: float) -> None:
     span = torch.tensor([value])

@@ -18,7 +18,7 @@ from amrctl import provenance
 from amrctl.data.manifest import Manifest, read_manifest
 from amrctl.data.predictions import Prediction, read_predictions
 from amrctl.evaluation import statistics
-from benchmarks.accuracy.guess import events
+from benchmarks.accuracy.guess import events, reached
 from benchmarks.accuracy.run import Places
 from benchmarks.accuracy.sets import CONTROL, DataSet
 
@@ -37,12 +37,11 @@ def against_chance(
     answers = {prediction.qid: prediction for prediction in predictions}
     rows = []
     for query in queries:
-        windows = answers[query.qid].windows[:1, :2]
-        first: Moments = [(float(start), float(end)) for start, end in windows]
-        there = known[query.vid]
-        hit = _meets(first, there)
-        share = np.mean([_meets([event], query.windows or ()) for event in there])
-        rows.append((_meets(first, query.windows or ()), hit, hit * share))
+        first, there = answers[query.qid].windows[:1].T, np.array(known[query.vid]).T
+        moments = query.windows or ()
+        hit = reached(first[0], first[1], known[query.vid]).any()
+        share = reached(there[0], there[1], moments).mean()
+        rows.append((reached(first[0], first[1], moments).any(), hit, hit * share))
     labelled, event, chance = 100 * np.array(rows, dtype=np.float64).T
     groups = statistics.groups([query.vid for query in queries])
     low, high = statistics.interval(statistics.resampled_means((labelled - chance)[:, None], groups))[:, 0]
@@ -61,12 +60,3 @@ def add_control(result: dict[str, Any], data: DataSet, places: Places) -> None:
     told = against_chance(read_predictions(path).items, queries, events(data, queries))
     result["control"] = told
     provenance.write_json(places.result(data.name, name, seed), result, overwrite=True)
-
-
-def _meets(windows: Moments, moments: Moments) -> bool:
-    """Whether one of `windows` reaches an IoU of 0.7 with one of `moments`."""
-    return any(
-        max(0.0, min(e, f) - max(s, t)) >= 0.7 * (max(e, f) - min(s, t))
-        for s, e in windows
-        for t, f in moments
-    )

@@ -59,7 +59,7 @@ def best_fixed(train: Manifest, wanted: int = WINDOWS) -> list[tuple[float, floa
     longest = int(max(query.duration for query in train))
     grid = [(s, e) for s in range(longest) for e in range(s + 1, longest + 1)]
     starts, ends = np.array(grid, dtype=np.float64).T
-    hits = np.stack([_reached(starts, ends, query) for query in train], axis=1)  # (windows, queries)
+    hits = np.stack([reached(starts, ends, q.windows or ()) for q in train], axis=1)  # (windows, queries)
     open_queries = np.ones(len(train), dtype=bool)
     chosen = []
     for _ in range(wanted):
@@ -69,10 +69,10 @@ def best_fixed(train: Manifest, wanted: int = WINDOWS) -> list[tuple[float, floa
     return chosen
 
 
-def _reached(starts: Any, ends: Any, query: Query) -> Any:
-    """Whether each window has an IoU of at least 0.7 with one of the query's moments, `(n,)`."""
+def reached(starts: Any, ends: Any, moments: Iterable[tuple[float, float]]) -> Any:
+    """Whether each window (seconds, `(n,)` both) has an IoU of at least 0.7 with one of `moments`, `(n,)`."""
     found = np.zeros(len(starts), dtype=bool)
-    for s, e in query.windows or ():
+    for s, e in moments:
         inside = np.clip(np.minimum(ends, e) - np.maximum(starts, s), 0, None)
         found |= inside >= 0.7 * (np.maximum(ends, e) - np.minimum(starts, s))
     return found

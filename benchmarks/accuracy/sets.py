@@ -169,9 +169,9 @@ def unlike(manifest: Manifest, similarity: Doubles, seed: int = 0) -> list[Query
     asked, places = rng.permutation(count), np.arange(count)
     apart = similarity <= UNLIKE
     for i in places[~apart[places, asked]]:
-        partners = np.flatnonzero(apart[i, asked] & apart[places, asked[i]])
         if apart[i, asked[i]]:  # an earlier exchange has mended it
             continue
+        partners = np.flatnonzero(apart[i, asked] & apart[places, asked[i]])
         if not len(partners):
             raise ValueError(
                 f"query {manifest.queries[i].qid}: no exchange of sentences parts it from all like it"

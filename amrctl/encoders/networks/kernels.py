@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from amrctl.arithmetic import _exp2, _exp_down, _narrow, _sigmoid, _wide
+from amrctl.arithmetic import _exp2, _exp_down, _helper, _narrow, _sigmoid, _wide
 from amrctl.compiled import compiling
 
 _F = np.float32
@@ -42,12 +42,8 @@ _MARGIN = 256  # numbers
 _compiled = compiling(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
+@_helper
 def _gelu(x: Any, like: Any) -> Any:
-    raise NotImplementedError("only compiled code calls this")
-
-
-@overload(_gelu, jit_options={"fastmath": {"contract"}, "error_model": "numpy"}, strict=False)
-def _gelu_of(x: Any, like: Any) -> Any:
     """GELU, as exact as it is stored beside `like`."""
     if like == types.uint16:
 

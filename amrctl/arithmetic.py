@@ -59,6 +59,29 @@ def _narrow(x: Any, like: Any) -> Any:
 
 
 @_helper
+def _ordered(x: Any) -> Any:
+    """The bits of a float as a whole number: larger for larger floats, and back from such a number.
+
+    The largest whole number of a row is SIMD everywhere, unlike the largest float, whose NaNs are in the way.
+    """
+    if x == types.float32:
+        return lambda x: _turned(np.float32(x).view(np.int32))
+    if x == types.float64:
+        return lambda x: _turned(np.float64(x).view(np.int64))
+    if x == types.int32:
+        return lambda x: np.int32(_turned(x)).view(np.float32)
+    return lambda x: np.int64(_turned(x)).view(np.float64)
+
+
+@_helper
+def _turned(bits: Any) -> Any:
+    """Turn the magnitude of negative floats, so that their bits sort."""
+    if bits == types.int32:
+        return lambda bits: np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return lambda bits: np.int64(bits ^ ((bits >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF)))
+
+
+@_helper
 def _power(fraction: Any, shifted: Any) -> Any:
     """2 ** (fraction + n), where the low bits of `shifted` hold the whole number n."""
 

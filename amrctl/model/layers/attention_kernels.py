@@ -6,34 +6,14 @@ matrix products beside them. The dropped elements are those of `kernels.dropout`
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba.extending import overload
 
-from amrctl.arithmetic import _exp_down, _narrow, _wide
+from amrctl.arithmetic import _exp_down, _narrow, _ordered, _wide
 from amrctl.compiled import compiling
 from amrctl.model.layers.kernels import BLOCK, draw
 
 _LEAST = np.float32(-87.0)  # exp of less is 0
 _compiled = compiling(fastmath={"contract", "reassoc", "nsz"})
-
-
-def _highest(row: Any) -> Any:
-    """The largest number of an array."""
-    raise NotImplementedError("only compiled code calls this")
-
-
-# leave to ignore a NaN makes this SIMD; the NaN itself stays in the row and spoils it, as it should
-@overload(_highest, jit_options={"fastmath": {"nnan", "nsz"}}, strict=False)
-def _highest_of(row: Any) -> Any:
-    def highest(row: Any) -> Any:
-        most = row[0]
-        for i in range(1, row.size):
-            most = max(most, row[i])
-        return most
-
-    return highest
 
 
 @_compiled
@@ -66,12 +46,14 @@ def softmax_dropout(
             draw(key, u * blocks + b, keep[b * BLOCK : (b + 1) * BLOCK], cut)
         for r in range(u * unit, min((u + 1) * unit, rows)):
             at = (r - u * unit) * keys
-            visible = seen[r // shared]
+            kept, visible = keep[at : at + keys], seen[r // shared]
+            given, weight, dropped = scores[r], weights[r], out[r]
+            top = _ordered(low)
             for i in range(keys):
-                value = _wide(scores[r, i])
-                row[i] = value if visible[i] else low
-            most = _highest(row)
-            total = zero
+                value = _wide(given[i]) if visible[i] else low
+                row[i] = value
+                top = max(top, _ordered(value))
+            most, total = _ordered(top), zero
             for i in range(keys):
                 x = row[i] - most
                 e = _exp_down(x)
@@ -80,9 +62,9 @@ def softmax_dropout(
                 total += e
             share = row.dtype.type(1) / total
             for i in range(keys):
-                weight = row[i] * share
-                weights[r, i] = _narrow(weight, weights[r, i])
-                out[r, i] = _narrow(weight * factor if keep[at + i] else zero, out[r, i])
+                value = row[i] * share
+                weight[i] = _narrow(value, weight[i])
+                dropped[i] = _narrow(value * factor if kept[i] else zero, dropped[i])
 
 
 @_compiled
@@ -108,10 +90,12 @@ def softmax_dropout_backward(
             draw(key, u * blocks + b, keep[b * BLOCK : (b + 1) * BLOCK], cut)
         for r in range(u * unit, min((u + 1) * unit, rows)):
             at = (r - u * unit) * keys
+            kept = keep[at : at + keys]
+            given, weight, found = grad[r], weights[r], out[r]
             total = zero
             for i in range(keys):
-                g = _wide(grad[r, i]) * factor if keep[at + i] else zero
+                g = _wide(given[i]) * factor if kept[i] else zero
                 row[i] = g
-                total += g * _wide(weights[r, i])
+                total += g * _wide(weight[i])
             for i in range(keys):
-                out[r, i] = _narrow((row[i] - total) * _wide(weights[r, i]), out[r, i])
+                found[i] = _narrow((row[i] - total) * _wide(weight[i]), found[i])

@@ -36,6 +36,12 @@ def draw(key: int, block: int, keep: np.ndarray, cut: int) -> None:
 
 
 @compiled
+def _part(x: np.ndarray, block: int) -> np.ndarray:
+    """One block of a flat array. A loop over all of a view has no index to check, so it becomes SIMD."""
+    return x[block * BLOCK : (block + 1) * BLOCK]
+
+
+@compiled
 def dropout(x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, first: int, last: int) -> None:
     """`out = x * scale` where an element stays, else 0; blocks `first` to `last` of flat arrays of one type.
 
@@ -46,9 +52,9 @@ def dropout(x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, fi
     zero = x.dtype.type(0)
     for block in range(first, last):
         draw(key, block, keep, cut)
-        start = block * BLOCK
-        for i in range(min(BLOCK, x.size - start)):
-            out[start + i] = x[start + i] * factor if keep[i] else zero
+        given, found = _part(x, block), _part(out, block)
+        for i in range(given.size):
+            found[i] = given[i] * factor if keep[i] else zero
 
 
 @compiled
@@ -68,14 +74,13 @@ def dropout_bfloat16(
     factor = np.float32(scale)
     for block in range(first, last):
         draw(key, block, keep, cut)
-        start = block * BLOCK
-        count = min(BLOCK, x.size - start)
-        for i in range(count):
-            bits[i] = np.uint32(x[start + i]) << np.uint32(16)
-        for i in range(count):
+        given, found = _part(x, block), _part(out, block)
+        for i in range(given.size):
+            bits[i] = np.uint32(given[i]) << np.uint32(16)
+        for i in range(given.size):
             wide[i] = wide[i] * factor
-        for i in range(count):
-            out[start + i] = _rounded(bits[i]) * np.uint16(keep[i])
+        for i in range(given.size):
+            found[i] = _rounded(bits[i]) * np.uint16(keep[i])
 
 
 @compiled
@@ -91,13 +96,11 @@ def prelu_backward(
     zero = x.dtype.type(0)
     product = np.zeros(BLOCK, x.dtype)
     for block in range(first, last):
-        start = block * BLOCK
-        count = min(BLOCK, x.size - start)
-        for i in range(count):
-            value, g = x[start + i], grad[start + i]
-            out[start + i] = g * (one if value > zero else factor)
-            product[i] = g * min(value, zero)
-        for i in range(count, BLOCK):
+        given, of, found = _part(x, block), _part(grad, block), _part(out, block)
+        for i in range(given.size):
+            found[i] = of[i] * (one if given[i] > zero else factor)
+            product[i] = of[i] * min(given[i], zero)
+        for i in range(given.size, BLOCK):
             product[i] = zero
         width = BLOCK // 2
         while width > 0:  # halves onto each other: SIMD, and the rounding of a pairwise sum
@@ -112,19 +115,24 @@ def prelu_backward_bfloat16(
     x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, slopes: np.ndarray, first: int, last: int
 ) -> None:
     """`prelu_backward` of bfloat16 numbers given as bits, computed in float32."""
-    wide = np.empty((3, BLOCK), np.float32)
-    bits = wide.view(np.uint32)
+    values, grads, outs = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32)
     for block in range(first, last):
-        start = block * BLOCK
-        count = min(BLOCK, x.size - start)
+        given, of, found = _part(x, block), _part(grad, block), _part(out, block)
+        count = given.size
         for i in range(count):
-            bits[0, i] = np.uint32(x[start + i]) << np.uint32(16)
-            bits[1, i] = np.uint32(grad[start + i]) << np.uint32(16)
+            values[i] = np.uint32(given[i]) << np.uint32(16)
+            grads[i] = np.uint32(of[i]) << np.uint32(16)
         prelu_backward(
-            wide[0, :count], wide[1, :count], slope, wide[2, :count], slopes[block : block + 1], 0, 1
+            values[:count].view(np.float32),
+            grads[:count].view(np.float32),
+            slope,
+            outs[:count].view(np.float32),
+            slopes[block : block + 1],
+            0,
+            1,
         )
         for i in range(count):
-            out[start + i] = _rounded(bits[2, i])
+            found[i] = _rounded(outs[i])
 
 
 @compiled

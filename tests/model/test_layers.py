@@ -15,10 +15,11 @@ from amrctl import spans as arrays
 from amrctl.data.tef import tef_2d
 from amrctl.errors import RecipeError
 from amrctl.model.decoder.conditional import ConditionalLayer
+from amrctl.model.layers import dropped_attention
 from amrctl.model.layers import spans as tensors
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
-from amrctl.model.layers.dropout import Dropout, DropPath, drop, dropped
+from amrctl.model.layers.dropout import Draws, Dropout, DropPath, _masked, drop, dropped
 from amrctl.model.layers.encoder_layer import EncoderLayer
 from amrctl.model.layers.feedforward import MLP, Feedforward, input_blocks, xavier_
 from amrctl.model.layers.positions import frame_positions, span_positions
@@ -177,6 +178,57 @@ def test_attention_weights_are_softmax_then_dropout(
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
         if dtype != torch.bfloat16:
             assert torch.equal(found[0] < 1e-30, truth[0] < 1e-30)  # float64 knows smaller ones
+
+
+@pytest.mark.parametrize("heads_in_a_piece", [1, 3])
+def test_attention_by_pieces_of_heads(heads_in_a_piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece draws for itself; weights, keys that may be seen and gradients are those of its heads."""
+    batch, heads, queries, keys, p = 4, 2, 30, 40, 0.4
+    monkeypatch.setattr(dropped_attention, "_PIECE", heads_in_a_piece * queries * keys + 7)
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(batch, heads, t, 8).double().requires_grad_() for t in (queries, keys, keys)
+    )
+    seen = torch.rand(batch, 1, 1, keys) < 0.7
+    weight = torch.randn(batch, heads, queries, 8).double()
+    torch.manual_seed(1)
+    found = attend(query, key, value, seen, p, True)
+    of_found = torch.autograd.grad((found * weight).sum(), (query, key, value))
+    torch.manual_seed(1)
+    draws = Draws.new(p)
+    scores = (query @ key.mT / math.sqrt(8)).masked_fill(~seen, -math.inf)
+    softmax = scores.softmax(-1).flatten(0, 1)
+    left = [
+        dropped_like(part, draws.part(number)) * part
+        for number, part in enumerate(softmax.split(heads_in_a_piece))
+    ]
+    wanted = torch.cat(left).unflatten(0, (batch, heads)) @ value
+    of_wanted = torch.autograd.grad((wanted * weight).sum(), (query, key, value))
+    for one, other in zip((found, *of_found), (wanted, *of_wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def dropped_like(x: Tensor, draws: Draws) -> Tensor:
+    """What dropout multiplies `x` by."""
+    return _masked(torch.ones_like(x), draws)
+
+
+def test_attention_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropped_attention, "_PIECE", 5_000)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            torch.manual_seed(0)
+            x = torch.randn(5, 4, 60, 8, requires_grad=True)
+            out = attend(x, x, x, None, 0.3, True)
+            (grad,) = torch.autograd.grad(out.square().sum(), x)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        results.append((out, grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def slow(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from amrctl.errors import RecipeError
-from amrctl.model.layers.dropout import Draws, drop, flat
+from amrctl.model.layers.dropout import drop
+from amrctl.model.layers.dropped_attention import attend_dropped, softmax_dropped
 from amrctl.model.layers.stacking import folded, stacked
-from amrctl.model.layers.threads import spread_elements
 
 
 def attend(
@@ -37,58 +34,18 @@ def attend(
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout if training else 0.0
         )
-    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
     traced = torch.compiler.is_compiling()  # the compiler cannot look into loops of ours
-    seen = None
-    if mask is not None and mask.dtype != torch.bool:
-        scores = scores + mask
-    elif mask is not None and mask.shape[1:3] == (1, 1) and not traced:
-        seen = mask[:, 0, 0]
-    elif mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if traced:
-        return torch.matmul(drop(scores.softmax(-1), dropout, True), value)
-    weights: Tensor = _Weights.apply(scores, seen, dropout)  # type: ignore[no-untyped-call]
+    by_key = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
+    if by_key and not traced:
+        if torch.is_autocast_enabled("cpu"):
+            wanted = torch.get_autocast_dtype("cpu")
+            query, key, value = query.to(wanted), key.to(wanted), value.to(wanted)
+        return attend_dropped(query, key, value, None if mask is None else mask[:, 0, 0], dropout)
+    scores = torch.matmul(query * (1.0 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    weights = drop(scores.softmax(-1), dropout, True) if traced else softmax_dropped(scores, dropout)
     return torch.matmul(weights, value)
-
-
-class _Weights(torch.autograd.Function):
-    """Softmax over the keys that may be seen, then dropout, each way in one loop (`attention_kernels`)."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, seen: Tensor | None, p: float) -> Tensor:
-        """`scores` [B, heads, Tq, Tk], `seen` [B or 1, Tk] bool."""
-        from amrctl.model.layers import attention_kernels as kernels
-
-        scores = scores.detach().contiguous()
-        weights, out = torch.empty_like(scores), torch.empty_like(scores)
-        if seen is None:
-            seen = torch.ones(1, scores.shape[-1], dtype=torch.bool)
-        draws = Draws.new(p)
-        ctx.draws = draws
-        ctx.save_for_backward(weights)
-        _by_rows(kernels.softmax_dropout, draws, scores, seen.contiguous().numpy(), weights, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        from amrctl.model.layers import attention_kernels as kernels
-
-        (weights,) = ctx.saved_tensors
-        out = torch.empty_like(weights)
-        _by_rows(kernels.softmax_dropout_backward, ctx.draws, weights, grads[0].contiguous(), out)
-        return out, None, None
-
-
-def _by_rows(run: Any, draws: Draws, first: Tensor, *others: Tensor | npt.NDArray[np.bool_]) -> None:
-    """Call a kernel of `attention_kernels` on tensors as [rows, keys], spread over threads."""
-    from amrctl.model.layers.kernels import BLOCK
-
-    keys = first.shape[-1]
-    unit = BLOCK // math.gcd(BLOCK, keys)  # rows that are whole blocks of draws
-    given = [flat(x).reshape(-1, keys) if isinstance(x, Tensor) else x for x in (first, *others)]
-    how = (draws.key, draws.cut, draws.scale, unit)
-    spread_elements(first.numel(), unit * keys, lambda start, stop: run(*given, *how, start, stop))
 
 
 def require_heads(width: int, heads: int) -> None:

@@ -72,6 +72,7 @@ def softmax_dropout_backward(
     weights: np.ndarray,
     grad: np.ndarray,
     out: np.ndarray,
+    dropped: np.ndarray,
     key: int,
     cut: int,
     scale: float,
@@ -79,7 +80,10 @@ def softmax_dropout_backward(
     first: int,
     last: int,
 ) -> None:
-    """Gradient in the scores into `out`, from the `weights` and the gradient of what was dropped from."""
+    """Gradient in the scores into `out`, from the `weights` and the gradient `grad` of what was left of them.
+
+    That goes into `dropped` again. `out` may be `grad`.
+    """
     rows, keys = weights.shape
     blocks = unit * keys // BLOCK
     keep = np.empty(blocks * BLOCK, np.uint32)
@@ -91,11 +95,13 @@ def softmax_dropout_backward(
         for r in range(u * unit, min((u + 1) * unit, rows)):
             at = (r - u * unit) * keys
             kept = keep[at : at + keys]
-            given, weight, found = grad[r], weights[r], out[r]
+            given, weight, found, left = grad[r], weights[r], out[r], dropped[r]
             total = zero
             for i in range(keys):
                 g = _wide(given[i]) * factor if kept[i] else zero
                 row[i] = g
                 total += g * _wide(weight[i])
+            for i in range(keys):
+                left[i] = _narrow(_wide(weight[i]) * factor if kept[i] else zero, left[i])
             for i in range(keys):
                 found[i] = _narrow((row[i] - total) * _wide(weight[i]), found[i])

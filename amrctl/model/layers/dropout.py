@@ -19,6 +19,8 @@ from torch.nn import functional
 from amrctl.model.layers.stacking import folded, stacked
 from amrctl.model.layers.threads import spread_elements
 
+_APART = 0xD1342543DE82EF95  # odd, and far from small multiples of the counter's step
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -35,6 +37,10 @@ class Draws:
         """Draw a key; elements go with probability `round(p * 65536) / 65536`."""
         key = torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()
         return cls(int(key), round(p * 65536))
+
+    def part(self, number: int) -> Draws:
+        """The draws of one of several parts; of part 0 these."""
+        return Draws((self.key + number * _APART + 2**63) % 2**64 - 2**63, self.cut)
 
     @property
     def scale(self) -> float:

@@ -38,6 +38,29 @@ def spread_elements(size: int, block: int, work: Callable[[int, int], None]) -> 
         spread(blocks, work)
 
 
+def spread_products(count: int, work: Callable[[int], None]) -> None:
+    """Call `work(i)` for each i below `count` on as many threads as torch may use, of which torch's own
+    operations in `work` use no more. Gradients are not recorded there."""
+    threads = min(torch.get_num_threads(), count)
+    if threads <= 1:
+        for i in range(count):
+            work(i)
+        return
+    before, left = torch.get_num_threads(), iter(range(count))
+
+    def some(_: int) -> None:
+        torch.set_num_threads(1)  # of this thread, and of threads that begin later
+        with torch.no_grad():
+            for i in left:  # the next one that no thread has taken
+                work(i)
+
+    try:
+        for _ in _pool(threads).map(some, range(threads)):
+            pass
+    finally:
+        torch.set_num_threads(before)
+
+
 def _pool(threads: int) -> ThreadPoolExecutor:
     key = (os.getpid(), threads)
     if key not in _pools:

@@ -56,8 +56,13 @@ def _status(key: str) -> int:
 
 def flops(work: Work) -> float:
     """Floating point operations of the matrix products in `work` (attention counted as its products)."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        work()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products in other threads are not seen
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            work()
+    finally:
+        torch.set_num_threads(threads)
     return float(counter.get_total_flops())
 
 

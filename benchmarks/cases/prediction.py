@@ -68,7 +68,7 @@ def _forward(reference: Official | None, size: Size) -> list[Row]:
         note = f"spans differ by {gap:.0e}"
     for precision in formats():
         works[precision] = partial(_inference, detector, batch, precision=precision)
-    times = beside(their_forward, reference, size, works, size.repeat)
+    times = beside(their_forward, reference, size, works, size.repeat, size.settle)
     counted = flops(works["fp32"])
     return [
         Row(

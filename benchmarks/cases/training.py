@@ -87,6 +87,7 @@ class Size:
     batch: int = 32
     batches: int = 8
     repeat: int = 5
+    settle: int = 8  # steps before the first that counts: memory that is new to the machine makes them slow
     length: int | None = None  # of all recordings, seconds; None: CASTELLA's lengths
 
     @property
@@ -100,7 +101,7 @@ class Size:
         return reference.build(detector, **widths)
 
 
-QUICK = Size(width=8, frames=20, batch=4, batches=2, repeat=1, length=20)
+QUICK = Size(width=8, frames=20, batch=4, batches=2, repeat=1, settle=1, length=20)
 
 
 def rows(quick: bool, reference: Official | None = None) -> list[Row]:
@@ -119,12 +120,13 @@ def beside(
     size: Size,
     works: Mapping[str, Work],
     repeat: int,
+    warm: int = 1,
 ) -> dict[str, float]:
     """Median seconds of `works` and, as `official` in a process of its own, of what `make` makes."""
     if reference is None:
-        return interleaved(works, repeat)
+        return interleaved(works, repeat, warm=warm)
     with apart(make, reference, size) as theirs:
-        return interleaved({"official": theirs, **works}, repeat)
+        return interleaved({"official": theirs, **works}, repeat, warm=warm)
 
 
 def formats() -> tuple[Resolved, ...]:
@@ -173,7 +175,7 @@ def _full(reference: Official | None, size: Size) -> list[Row]:
         note = f"losses differ by {gap:.0e}"
     for precision in formats():
         works[precision] = partial(our_step(detector_of(recipe, size.width), recipe, precision), batch)
-    times = beside(their_long_step, reference, size, works, size.repeat)
+    times = beside(their_long_step, reference, size, works, size.repeat, size.settle)
     counted = flops(works["fp32"])
     return [
         Row(

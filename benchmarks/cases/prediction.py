@@ -91,7 +91,7 @@ def _inference(module: Callable[..., Any], *args: Any, precision: str = "fp32") 
 def whole_set(size: Size, *sets: str) -> tuple[Recipe, Moments]:
     """Queries of CASTELLA's shape."""
     recipe = inputs.recipe("qd-detr", *size.sets, *sets)
-    manifest = inputs.queries(size.batches * 10, length=size.length)
+    manifest = inputs.queries(size.recordings, length=size.length)
     return recipe, inputs.moments(manifest, recipe, training=False, width=size.width)
 
 

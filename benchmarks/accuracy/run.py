@@ -44,8 +44,8 @@ class Places:
     ) -> list[str | Path]:
         """Words of a command of `rows.yaml`.
 
-        `{features}`, `{train}`, `{val}`, `{split}`, `{queries}` (the split's), `{folder}` (this run's),
-        `{part}` (its prefix for files about this split), `{out}` (the split's predictions), `{seed}`,
+        `{features}`, `{train}`, `{val}`, `{pretrain}`, `{split}`, `{queries}` (the split's), `{folder}` (this
+        run's), `{part}` (its prefix for files about this split), `{out}` (the split's predictions), `{seed}`,
         `{row:NAME}` and `{next:NAME}`: folders of another row's runs with this seed and with the next.
         """
         folder = self.run(data.name, row.name, seed)
@@ -54,6 +54,7 @@ class Places:
             "features": data.features,
             "train": data.manifest("train"),
             "val": data.manifest("val"),
+            "pretrain": data.manifest("pretrain-train"),
             "split": split,
             "queries": data.manifest(split),
             "folder": folder,

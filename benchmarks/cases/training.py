@@ -44,9 +44,9 @@ def detector_of(recipe: Recipe, width: int) -> Detector:
 
 def our_step(detector: Detector, recipe: Recipe, precision: Resolved) -> Callable[[Batch], Any]:
     """What `training.loop` does with a batch."""
-    criterion = Criterion(recipe, detector)
+    criterion, clip = Criterion(recipe, detector), _clip(recipe)
     parameters = [p for p in detector.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(parameters, **_of_optimizer(recipe), fused=True)
 
     def step(batch: Batch) -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -55,16 +55,26 @@ def our_step(detector: Detector, recipe: Recipe, precision: Resolved) -> Callabl
         loss = criterion(_float32(output), batch).total
         value = loss.item()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 0.1)
+        nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         return value
 
     return step
 
 
-def their_step(model: nn.Module, criterion: nn.Module) -> Callable[[Any, Any], Any]:
-    """What the official loop does with a batch that is already in memory."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
+def _of_optimizer(recipe: Recipe) -> dict[str, Any]:
+    given = recipe.to_dict()["train"]["optimizer"]
+    return {"lr": given["lr"], "weight_decay": given["weight_decay"]}
+
+
+def _clip(recipe: Recipe) -> float:
+    return float(recipe.to_dict()["train"]["clip"])
+
+
+def their_step(model: nn.Module, criterion: nn.Module, recipe: Recipe) -> Callable[[Any, Any], Any]:
+    """What the official loop does with a batch in memory, at the recipe's rate and clipping."""
+    optimizer = torch.optim.AdamW(model.parameters(), **_of_optimizer(recipe))
+    clip = _clip(recipe)
     model.train()
     criterion.train()
 
@@ -72,7 +82,7 @@ def their_step(model: nn.Module, criterion: nn.Module) -> Callable[[Any, Any], A
         loss = official.loss(criterion, model(**given), wanted)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         return float(loss.detach())
 
@@ -163,7 +173,7 @@ def long_batch(size: Size) -> tuple[Recipe, Manifest, Batch]:
 def their_long_step(reference: Official, size: Size) -> Work:
     """The official step on that batch."""
     recipe, _, batch = long_batch(size)
-    step = their_step(*size.build(reference, detector_of(recipe, size.width)))
+    step = their_step(*size.build(reference, detector_of(recipe, size.width)), recipe)
     return partial(step, official.inputs(batch), official.targets(batch))
 
 
@@ -204,7 +214,7 @@ def mixed_lengths(size: Size, *sets: str) -> Moments:
 def their_mixed_steps(reference: Official, size: Size) -> Work:
     """The official steps on some of their batches, which are cut at random and so as long as the longest."""
     dataset = mixed_lengths(size, "train.buckets=false")
-    step = their_step(*size.build(reference, detector_of(dataset.recipe, size.width)))
+    step = their_step(*size.build(reference, detector_of(dataset.recipe, size.width)), dataset.recipe)
     some = islice(dataset.epoch(0, 1), size.taken)
     ready = [(official.inputs(b), official.targets(b)) for b in some]
     return lambda: [step(given, wanted) for given, wanted in ready]

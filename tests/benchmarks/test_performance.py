@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inputs, measure, official, run, steps
+from amrctl.model.layers.attention import attend
+from benchmarks import inputs, measure, official, run, same_training, steps
 from benchmarks.cases import metric, training
 from benchmarks.official import Official
 from benchmarks.table import BEGIN, END, Row, cells, markdown, number, text_table, write_block
@@ -58,6 +59,25 @@ def test_operations_are_counted() -> None:
     q = torch.ones(1, 2, 6, 4)
     attention = torch.nn.functional.scaled_dot_product_attention
     assert measure.flops(lambda: attention(q, q, q)) == 2 * 2 * 2 * 6 * 6 * 4
+
+
+def test_operations_in_other_threads_are_counted() -> None:
+    x = torch.randn(600, 2, 40, 8, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        counted = measure.flops(lambda: attend(x, x, x, None, 0.1, True).sum().backward())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert counted == 6 * 2 * 600 * 2 * 40 * 40 * 8  # two products, and four for their gradients
+
+
+def test_the_table_of_equal_trainings() -> None:
+    scores = [{"R1@0.5": r, "R1@0.7": r / 2, "mAP": 1.0} for r in (10.0, 20.0, 30.0)]
+    found = same_training.lines({"ours": scores, "official": scores[:1]}, {"ours": 1.25, "official": 3.0})
+    assert found[2] == "| ours | 3 | 20.0 ± 10.0 | 10.0 ± 5.0 | 1.0 ± 0.0 | 1.2 |"
+    assert found[3] == "| official | 1 | 10.0 | 5.0 | 1.0 | 3.0 |"
 
 
 def test_memory_is_what_the_work_held() -> None:

@@ -46,7 +46,8 @@ class Places:
 
         `{features}`, `{train}`, `{val}`, `{pretrain}`, `{split}`, `{queries}` (the split's), `{folder}` (this
         run's), `{part}` (its prefix for files about this split), `{out}` (the split's predictions), `{seed}`,
-        `{row:NAME}` and `{next:NAME}`: folders of another row's runs with this seed and with the next.
+        `{row:NAME}`, `{next:NAME}` and `{first:NAME}`: folders of another row's runs with this seed, with the
+        next and with the first.
         """
         folder = self.run(data.name, row.name, seed)
         after = row.seeds[(row.seeds.index(seed) + 1) % len(row.seeds)] if seed in row.seeds else seed
@@ -63,6 +64,7 @@ class Places:
             "seed": seed,
             "row": _Runs(self, data.name, seed),
             "next": _Runs(self, data.name, after),
+            "first": _Runs(self, data.name, row.seeds[0]),
         }
         return [word.format(**known) for word in template.split()]
 

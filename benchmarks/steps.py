@@ -26,17 +26,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "optimiser": ("adamw", "optimizer", "foreach", "linalg_vector_norm"),
     "layer norm": ("layer_norm", "layernorm"),
     "dropout": ("drop", "random_", "bernoulli"),
-    "attention": ("softmax", "scaled_dot_product", "flash_attention", "logsumexp"),
+    "attention": ("softmax", "scaled_dot_product", "flash_attention", "logsumexp", "_attention", "_weights"),
     "matrix products": (
-        *("aten::mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mkldnn", "convolution", "einsum"),
+        *("aten::mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mkldnn", "aten::convolution", "einsum"),
     ),
-    "scan": ("scan",),
+    "scan": ("scan", "convolution"),  # of a Mamba block
     "activation": ("relu", "gelu", "silu", "sigmoid", "tanh", "softplus"),
     "copies": (
         *("copy_", "::cat", "::stack", "contiguous", "clone", "index", "gather", "scatter", "::to"),
-        *("fill_", "zero"),
+        *("fill_", "zero", "_reorder"),
     ),
-    "elementwise": (),
+    "elementwise": ("_distance",),  # of SIGReg
     "dispatch": (
         *("view", "reshape", "transpose", "expand", "as_strided", "slice", "select", "squeeze", "::t"),
         *("permute", "empty", "detach", "resize", "set_", "alias", "item", "_local_scalar"),

@@ -1,7 +1,4 @@
-"""Time and memory of the selective scan beside a step-by-step reference, forward and backward.
-
-    python -m benchmarks.scan                       # batch 32, width 512, length 300, state 16
-    python -m benchmarks.scan --length 30 --quick   # a look
+"""`python -m benchmarks.scan`: the selective scan, forward and backward, beside a step-by-step reference.
 
 The reference is the recurrence as public implementations without a kernel run it: all decays and inputs at
 once as [B, D, T, N], then one frame after the other, gradients by autograd.
@@ -10,15 +7,32 @@ once as [B, D, T, N], then one frame after the other, gradients by autograd.
 from __future__ import annotations
 
 import argparse
-import resource
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from amrctl.model.layers.scan import selective_scan
+from benchmarks.measure import interleaved, peak_mb
+from benchmarks.table import Row, text_table
+
+_TOLERANCE = 1e-4  # of a gradient's largest value
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the scan's arguments: recordings, channels, frames, states of a channel."""
+
+    batch: int = 32
+    width: int = 512
+    length: int = 300
+    state: int = 16
+
+
+QUICK = Size(2, 8, 12, 4)
 
 
 def reference(
@@ -43,13 +57,14 @@ def ours(
     return selective_scan(u, delta, a, b, c, d, z, bias, True)
 
 
-def inputs(batch: int, width: int, length: int, state: int) -> list[Tensor]:
+def inputs(size: Size) -> list[Tensor]:
     """Arguments of `ours` with the statistics of a fresh Mamba block."""
     g = torch.Generator().manual_seed(0)
-    frames = [torch.randn(batch, length, width, generator=g) for _ in range(3)]
-    a = -torch.arange(1.0, state + 1).repeat(width, 1)
-    b, c = (torch.randn(batch, length, state, generator=g) for _ in range(2))
-    return [frames[0], 0.1 * frames[1], a, b, c, torch.ones(width), frames[2], torch.full((width,), -4.0)]
+    frames = [torch.randn(size.batch, size.length, size.width, generator=g) for _ in range(3)]
+    a = -torch.arange(1.0, size.state + 1).repeat(size.width, 1)
+    b, c = (torch.randn(size.batch, size.length, size.state, generator=g) for _ in range(2))
+    skip, bias = torch.ones(size.width), torch.full((size.width,), -4.0)
+    return [frames[0], 0.1 * frames[1], a, b, c, skip, frames[2], bias]
 
 
 def leaves(tensors: list[Tensor], *, time_last: bool) -> list[Tensor]:
@@ -58,53 +73,37 @@ def leaves(tensors: list[Tensor], *, time_last: bool) -> list[Tensor]:
     return [x.contiguous().clone().requires_grad_() for x in turned]
 
 
-def measure(function: Callable[..., Tensor], args: list[Tensor]) -> tuple[float, float, list[Tensor]]:
-    """Seconds forward, seconds backward, and the gradients."""
-    start = time.perf_counter()
-    out = function(*args)
-    middle = time.perf_counter()
-    out.backward(torch.ones_like(out))
-    end = time.perf_counter()
-    grads = [x.grad for x in args if x.grad is not None]
-    for x in args:
-        x.grad = None
-    return middle - start, end - middle, grads
+def both_ways(function: Callable[..., Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:
+    """Forward and backward; the gradients in `args`."""
+    return torch.autograd.grad(function(*args).sum(), args)
 
 
-def peak() -> float:
-    """The largest resident memory of this process so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def rows(quick: bool, size: Size | None = None) -> list[Row]:
+    """Seconds of a forward and a backward pass. A gradient that differs too much is an `AssertionError`."""
+    size = size or (QUICK if quick else Size())
+    tensors = inputs(size)
+    works = {
+        "ours": partial(both_ways, ours, leaves(tensors, time_last=False)),
+        "reference": partial(both_ways, reference, leaves(tensors, time_last=True)),
+    }
+    worst = 0.0
+    for one, other in zip(works["ours"](), works["reference"](), strict=True):
+        turned = other.transpose(1, 2) if other.dim() == 3 else other
+        worst = max(worst, float((one - turned).abs().max() / turned.abs().max()))
+    if worst > _TOLERANCE:
+        raise AssertionError(f"a gradient differs by {worst:.1e} of its largest value")
+    times = interleaved(works, 1 if quick else 3, warm=0)  # both have run already
+    case = f"selective scan, forward and backward, {size.batch} x {size.length} x {size.width} channels"
+    note = f"{size.state} states a channel; gradients differ by {worst:.0e}"
+    return [Row(case, times["ours"], times["reference"], memory_mb=peak_mb(works["ours"]), note=note)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="selective scan: ours and step by step")
-    for name, value in (("batch", 32), ("width", 512), ("length", 300), ("state", 16), ("repeats", 5)):
+    """Print the row for sizes of one's own."""
+    parser = argparse.ArgumentParser("python -m benchmarks.scan", description=(__doc__ or "").splitlines()[0])
+    for name, value in vars(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--quick", action="store_true", help="leave the reference out")
-    args = parser.parse_args()
-    tensors = inputs(args.batch, args.width, args.length, args.state)
-    print(f"{torch.get_num_threads()} threads, batch {args.batch}, width {args.width}, ", end="")
-    print(f"length {args.length}, state {args.state}; float32")
-    mine = leaves(tensors, time_last=False)
-    measure(ours, mine)  # compiles
-    before = peak()
-    runs = [measure(ours, mine) for _ in range(args.repeats)]
-    forward, backward = min(r[0] for r in runs), min(r[1] for r in runs)
-    print(f"ours       forward {forward:7.3f} s  backward {backward:7.3f} s  best of {args.repeats}", end="")
-    print(f"  peak {before:.2f} GiB of the process")
-    if args.quick:
-        return
-    theirs = leaves(tensors, time_last=True)
-    slow_forward, slow_backward, truth = measure(reference, theirs)
-    print(f"reference  forward {slow_forward:7.3f} s  backward {slow_backward:7.3f} s  once       ", end="")
-    print(f"  peak {peak():.2f} GiB of the process")
-    print(f"ratio      {(slow_forward + slow_backward) / (forward + backward):.0f} times")
-    for name, one, other in zip(
-        ("u", "delta", "A", "B", "C", "D", "z", "bias"), runs[0][2], truth, strict=True
-    ):
-        turned = other.transpose(1, 2) if other.dim() == 3 else other
-        worst = float((one - turned).abs().max() / turned.abs().max())
-        print(f"gradient of {name}: differs by {worst:.1e} of its largest value")
+    print(text_table(rows(False, Size(**vars(parser.parse_args())))))
 
 
 if __name__ == "__main__":

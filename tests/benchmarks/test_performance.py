@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amrctl.model.layers.attention import attend
-from benchmarks import inputs, measure, official, run, same_training, steps
+from benchmarks import inputs, measure, official, run, same_training, scan, steps
 from benchmarks.cases import metric, training
 from benchmarks.official import Official
 from benchmarks.table import BEGIN, END, Row, cells, markdown, number, text_table, write_block
@@ -71,6 +71,16 @@ def test_operations_in_other_threads_are_counted() -> None:
     finally:
         torch.set_num_threads(before)
     assert counted == 6 * 2 * 600 * 2 * 40 * 40 * 8  # two products, and four for their gradients
+
+
+def test_the_scan_is_timed_beside_an_equal_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = scan.rows(True)
+    assert row.ours
+    assert row.reference
+    right = scan.reference
+    monkeypatch.setattr(scan, "reference", lambda *args: 1.001 * right(*args))
+    with pytest.raises(AssertionError, match="a gradient differs by 1"):
+        scan.rows(True)
 
 
 def test_the_table_of_equal_trainings() -> None:

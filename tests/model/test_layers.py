@@ -213,6 +213,16 @@ def dropped_like(x: Tensor, draws: Draws) -> Tensor:
     return _masked(torch.ones_like(x), draws)
 
 
+def test_attention_of_an_empty_batch() -> None:
+    """As when no recording of a batch has a negative pair."""
+    x = torch.empty(0, 2, 5, 4, requires_grad=True)
+    seen = torch.ones(0, 1, 1, 5, dtype=torch.bool)
+    out = attend(x, x, x, seen, 0.1, True)
+    assert out.shape == (0, 2, 5, 4)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert grad.shape == x.shape
+
+
 def test_attention_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dropped_attention, "_PIECE", 5_000)
     before, results = torch.get_num_threads(), []

@@ -50,7 +50,7 @@ class _Attention(torch.autograd.Function):
         if seen is None:
             visible = np.ones((1, keys), np.bool_)
         else:
-            visible = np.repeat(seen.numpy(), len(q) // len(seen), axis=0)
+            visible = seen.expand(batch, keys).repeat_interleave(heads, 0).numpy()
         weights = q.new_empty(len(q), queries, keys)
         out = q.new_empty(len(q), queries, v.shape[2])
 
@@ -120,7 +120,7 @@ def _by_head(x: Tensor) -> Tensor:
 
 def _step(weights: Tensor) -> int:
     """How many heads of `weights` [N, Tq, Tk] are a piece."""
-    return max(1, _PIECE // weights[0].numel())
+    return max(1, _PIECE // max(1, weights.shape[1] * weights.shape[2]))
 
 
 def _count(weights: Tensor) -> int:

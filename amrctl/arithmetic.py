@@ -30,7 +30,7 @@ def _helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def stub(*args: Any) -> Any:
-        raise NotImplementedError("only compiled code calls this")
+        raise TypeError(f"{function.__name__} is for compiled loops")
 
     overload(stub, jit_options={"fastmath": {"contract"}, "error_model": "numpy"}, strict=False)(function)
     return stub

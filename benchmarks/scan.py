@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from amrctl.model.layers.scan import selective_scan
-from benchmarks.measure import interleaved, peak_mb
+from benchmarks.measure import interleaved
 from benchmarks.table import Row, text_table
 
 _TOLERANCE = 1e-4  # of a gradient's largest value
@@ -95,7 +95,7 @@ def rows(quick: bool, size: Size | None = None) -> list[Row]:
     times = interleaved(works, 1 if quick else 3, warm=0)  # both have run already
     case = f"selective scan, forward and backward, {size.batch} x {size.length} x {size.width} channels"
     note = f"{size.state} states a channel; gradients differ by {worst:.0e}"
-    return [Row(case, times["ours"], times["reference"], memory_mb=peak_mb(works["ours"]), note=note)]
+    return [Row(case, times["ours"], times["reference"], note=note)]
 
 
 def main() -> None:

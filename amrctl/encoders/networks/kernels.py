@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
-from amrctl.arithmetic import _exp2, _exp_down, _helper, _narrow, _sigmoid, _wide
+from amrctl.arithmetic import _exp2, _exp_down, _helper, _narrow, _ordered, _sigmoid, _wide
 from amrctl.compiled import compiling
 
 _F = np.float32
@@ -76,22 +75,6 @@ def _gelu(x: Any, like: Any) -> Any:
         return x * (left if x < _ZERO else _ONE - left)
 
     return gelu
-
-
-def _highest(row: Any) -> Any:
-    raise NotImplementedError("only compiled code calls this")
-
-
-# leave to ignore a NaN makes this SIMD; the NaN itself stays in the row and spoils it, as it should
-@overload(_highest, jit_options={"fastmath": {"nnan", "nsz"}}, strict=False)
-def _highest_of(row: Any) -> Any:
-    def highest(row: Any) -> Any:
-        most = row[0]
-        for i in range(1, row.size):
-            most = max(most, row[i])
-        return most
-
-    return highest
 
 
 @_compiled
@@ -216,7 +199,10 @@ def shift(rows: np.ndarray, by: np.ndarray) -> None:
 @_compiled
 def _steady(row: np.ndarray) -> np.float32:
     """exp(x - the largest) of `row` in place; returns their sum."""
-    most, total = _highest(row), _ZERO
+    top = _ordered(row[0])
+    for j in range(1, row.size):
+        top = max(top, _ordered(row[j]))
+    most, total = _ordered(top), _ZERO
     for j in range(row.size):
         e = _exp_down(row[j] - most)
         row[j] = e

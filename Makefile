@@ -30,7 +30,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first and exactly: a range would fetch the newest build with gigabytes of CUDA
+# torch first and exactly: a range would fetch the newest. Pip's own PIP_EXTRA_INDEX_URL chooses the build
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-compile $$(grep '^torch==' constraints.txt)

@@ -19,8 +19,8 @@ def run(
 ) -> None:
     """Convert weights between amrctl and the official QD-DETR baseline or CG-DETR, both ways.
 
-    `predict` reads official files directly; converting is needed to train on from them here, or
-    to use weights trained here in the official code. Both give the same numbers in float32.
+    `predict` and `--init` read official files directly; converting is for averaging them with others, or
+    for using weights trained here in the official code. Both give the same numbers in float32.
 
     Examples:
 

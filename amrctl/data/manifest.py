@@ -117,7 +117,7 @@ class _Counts:
         if self.far:
             lines.append(
                 f"{self.path}: {_some(self.far, 'window ends', 'windows end')} more than 2 s after the "
-                f"recording; going on (--clip-windows); first: {self.first_far}"
+                f"recording, accepted only with --clip-windows; first: {self.first_far}"
             )
         if self.without_moments:
             lines.append(

@@ -85,6 +85,8 @@ def steps() -> dict[str, str]:
         "ours": "convert soup.ckpt --out back.safetensors",
         "from-official": f"{test} --checkpoint soup.ckpt --out c.jsonl",
         "from-ours": f"{test} --checkpoint back.safetensors --out d.jsonl",
+        "on-official": f"finetune --recipe qd-detr {target} --init soup.ckpt --out on-official",
+        "on-ours": f"finetune --recipe qd-detr {target} --init back.safetensors --out on-ours",
     }
 
 
@@ -275,6 +277,9 @@ def test_there_and_back_again_keeps_every_bit(chain: Chain) -> None:
     for key in left:
         assert torch.equal(left[key], right[key]), key
     assert (chain.at / "c.jsonl").read_bytes() == (chain.at / "d.jsonl").read_bytes()
+    left, right = (load_file(chain.at / f"{run}/best.safetensors") for run in ("on-official", "on-ours"))
+    for key in left:  # trained on from either
+        assert torch.equal(left[key], right[key]), key
 
 
 def test_search_on_a_screen_that_knows_ascii_only(chain: Chain) -> None:
@@ -335,5 +340,5 @@ def test_nothing_else_is_left(chain: Chain) -> None:
     left = [str(path.relative_to(chain.at)) for path in chain.at.rglob("*") if path.name.startswith(".")]
     assert left == []
     assert {path.name for path in chain.at.iterdir() if path.is_dir()} == {
-        *("data", "pre", "runs", "student", "cache", "sub")
+        *("data", "pre", "on-official", "on-ours", "runs", "student", "cache", "sub")
     }

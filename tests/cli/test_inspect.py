@@ -257,6 +257,10 @@ def test_every_kind_is_explained_on_one_screen(
 
 def test_notes_say_what_is_odd(tmp_path: Path, cli: Cli) -> None:
     assert "1 window ends up to 2 s after the recording" in cli("inspect", manifest(tmp_path)).err
+    late = {"qid": "a", "query": "a bell", "vid": "v", "duration": 9, "relevant_windows": [[1, 12]]}
+    (tmp_path / "late.jsonl").write_text(json.dumps(late))
+    told = cli("inspect", tmp_path / "late.jsonl").err
+    assert "1 window ends more than 2 s after the recording, accepted only with --clip-windows" in told
     assert "where it comes from is unknown" in cli("inspect", challenge(tmp_path)).err
     assert "no amrctl metadata" in cli("inspect", foreign_checkpoint(tmp_path)).err
     assert "Doe_TUX_task6_1.meta.yaml is missing" in cli("inspect", package(tmp_path)).err

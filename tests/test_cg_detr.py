@@ -203,6 +203,24 @@ def test_the_sentence_token_of_the_fusion_gives_what_the_learners_own_does() -> 
     assert extras["dummy-tokens"].shape == (3, 45, 32)
 
 
+def test_the_correlation_is_exact_in_half_precision() -> None:
+    """Unscaled products of normed rows are large, and stand in an exponent: bfloat16 has steps of 0.5."""
+    _, detector = made()
+    learner: Any = dict(detector.auxiliary.items())["clip-words"]
+    generator = torch.Generator().manual_seed(5)
+    frames, dummies, words = (
+        8 * torch.randn(2, rows, 64, generator=generator).bfloat16() for rows in (7, 3, 4)
+    )
+    real = torch.tensor([[True] * 4, [True, True, False, False]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner._correlation(frames, dummies, words, real)
+    products = frames.double() @ torch.cat((dummies, words), dim=1).double().transpose(1, 2)
+    assert products.abs().max() > 100
+    products[1, :, 5:] = -math.inf
+    torch.testing.assert_close(found, products.softmax(-1).float(), rtol=1e-3, atol=1e-6)
+    assert not found.requires_grad
+
+
 def test_what_the_learner_needs_is_named() -> None:
     _, detector = made("model.fusion.dummy-tokens=null")
     with pytest.raises(RecipeError, match=r"clip-words: needs 'dummy-tokens' and 'adaptive-cross-attention'"):

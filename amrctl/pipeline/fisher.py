@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from amrctl import __version__, provenance
+from amrctl.data.batch import Batch
 from amrctl.data.dataset import Moments
 from amrctl.data.features import FeatureFile
 from amrctl.data.manifest import read_manifests
@@ -124,7 +125,7 @@ def diagonal(
         for place, batch in enumerate(data.epoch(0, 1)):
             torch.manual_seed(mix(0, place))
             detector.zero_grad(set_to_none=True)
-            there = batch.to(device)
+            there = _alone(batch.to(device))
             torch.autograd.backward(criterion(detector(there), there).total)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
@@ -135,6 +136,14 @@ def diagonal(
     if odd is not None:
         raise CheckpointError(f"the gradient of '{odd}' is not a number on this data")
     return {name: (total / len(data)).float().cpu() for name, total in sums.items()}
+
+
+def _alone(batch: Batch) -> Batch:
+    """One query without a mismatched sentence: with `compat: official` the next row would be its own."""
+    if batch.targets is None:
+        return batch
+    none = torch.full_like(batch.targets.negative_row, -1)
+    return replace(batch, targets=replace(batch.targets, negative_row=none))
 
 
 def _of_checkpoint(

@@ -233,9 +233,9 @@ def assemble(job: Job, seed: int) -> Detector:
     """The detector before its first step: fresh weights drawn from `seed`, then those of `init`.
 
     Components that the checkpoint's recipe has not keep their fresh weights; those that start from the
-    training moments (`start_from`) do so whether or not there is a checkpoint. A component with
-    `freezes_rest` leaves itself as the only one that trains. Raises `CheckpointError` when the
-    checkpoint does not fit the recipe, `RecipeError` when fresh weights would be frozen.
+    training moments (`start_from`) do so whether or not there is a checkpoint, except beside a component
+    with `freezes_rest`, which leaves itself as the only one that starts or trains. Raises `CheckpointError`
+    when the checkpoint does not fit the recipe, `RecipeError` when fresh weights would be frozen.
     """
     torch.manual_seed(seed)
     detector = build(job.recipe, job.train.audio_dims, job.train.text_dims, training=True)
@@ -245,23 +245,31 @@ def assemble(job: Job, seed: int) -> Detector:
         skip = [f"{part}." for part in (*changes.added, *changes.dropped)]
         checkpoint.load_into(detector, job.init, where=where, skip=[*skip, *_restarts(detector)])
     statistics = MomentStatistics(job.train.widths)
+    frozen = _alone(detector)
     for part in detector.components():
         start = getattr(part, "start_from", None)
-        if start is not None:
+        if start is not None and not frozen:
             start(statistics)
     _freeze(detector, trained=job.init is not None)
     return detector.to(job.device)
 
 
 def _restarts(detector: Detector) -> list[str]:
-    """Full names of the parameters that start from the training moments."""
+    """Full names of the parameters that start from the training moments: none that will be frozen."""
+    if _alone(detector):
+        return []
     return [
         f"{path}.{name}" for path, part in detector.named_modules() for name in getattr(part, "restarts", ())
     ]
 
 
+def _alone(detector: Detector) -> dict[str, torch.nn.Module]:
+    """The components that freeze all others, by their full names."""
+    return {name: part for name, part in detector.named_modules() if getattr(part, "freezes_rest", False)}
+
+
 def _freeze(detector: Detector, *, trained: bool) -> None:
-    alone = {n: p for n, p in detector.named_modules() if getattr(p, "freezes_rest", False)}
+    alone = _alone(detector)
     if alone and not trained:
         raise RecipeError(f"model.{next(iter(alone))}.freeze: the rest would stay untrained; give --init")
     if alone:

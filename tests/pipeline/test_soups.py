@@ -181,6 +181,20 @@ def test_fisher_information_is_the_mean_squared_gradient(tiny: Tiny, tmp_path: P
         assert float(found[name].view(-1)[place]) == pytest.approx(np.mean(np.square(slopes)), rel=0.05)
 
 
+def test_a_query_is_not_held_against_its_own_sentence(tiny: Tiny) -> None:
+    """With `compat: official` the row after the last is the first: in a batch of one that is the query."""
+    found = []
+    for parts in ("[negative-pairs]", "[]"):
+        recipe = recipe_of(tiny, *QUIET, "compat=official", f"model.auxiliary={parts}")
+        torch.manual_seed(1)
+        detector = build(recipe, (6,), (6,), training=True).train()
+        data, criterion = loaded(tiny, recipe), Criterion(recipe, detector)
+        found.append(fisher.diagonal(detector, criterion, data, torch.device("cpu")))
+    for name, importance in found[0].items():
+        torch.testing.assert_close(importance, found[1][name], msg=name)
+    assert found[0]["heads.saliency.frame.weight"].any()
+
+
 def _slope(detector: Detector, criterion: Criterion, batch: Batch, weights: Tensor, place: int) -> float:
     """Central difference of the loss of one query."""
     values = []

@@ -68,7 +68,9 @@ def start(tiny: Tiny, init: Path | None, *sets: str) -> tuple[Detector, list[str
     )
     notes = Notes()
     job = run.load(request, run.fingerprint(request), notes)
-    return run.assemble(job, 5), [text for text in notes.told if "fresh" in text or "left out" in text]
+    return run.assemble(job, 5), [
+        text for text in notes.told if any(word in text for word in ("fresh", "left out", "re-init"))
+    ]
 
 
 def test_what_the_checkpoint_never_had_starts_fresh(tiny: Tiny, saved: Saver) -> None:
@@ -142,6 +144,19 @@ def test_frozen_means_that_only_the_adapter_trains(tiny: Tiny, saved: Saver) -> 
     assert all(p.requires_grad for p in detector.parameters())
     with pytest.raises(RecipeError, match=r"model\.refine\.span-evidence\.freeze: .* give --init"):
         start(tiny, None, PLAIN, frozen)
+
+
+def test_what_is_frozen_does_not_start_from_the_training_moments(tiny: Tiny, saved: Saver) -> None:
+    places = ("model.decoder.queries=6", "model.decoder.widths=[15, 50, 85]")
+    path, given = saved(PLAIN, *places)
+    moved, _ = start(tiny, path, PLAIN, *places)
+    assert not torch.equal(
+        moved.state_dict()["decoder.query_embed.weight"], given["decoder.query_embed.weight"]
+    )
+    frozen = "model.refine=[{kind: span-evidence, freeze: true}]"
+    detector, told = start(tiny, path, PLAIN, *places, frozen)
+    assert all(torch.equal(detector.state_dict()[key], value) for key, value in given.items())
+    assert told == [f"{path} has no refine.span-evidence: fresh weights there, the rest is loaded"]
 
 
 def test_frozen_weights_stand_still(tiny: Tiny, saved: Saver, tmp_path: Path) -> None:

@@ -142,15 +142,26 @@ class ClipWords(nn.Module):
         dummy_sentence, dummy_words = encoder(
             dummies, place, torch.ones_like(dummies[..., 0], dtype=torch.bool)
         )
-        correlation = frames @ torch.cat((dummy_words, words), dim=1).transpose(1, 2)
-        if not self.official:
-            read = functional.pad(tokens.text_mask, (dummies.shape[1], 0), value=True)
-            correlation = correlation.masked_fill(~read[:, None], float("-inf"))
-        output.extras[NAME] = correlation.detach().float().softmax(-1)
+        output.extras[NAME] = self._correlation(frames, dummy_words, words, tokens.text_mask)
         for key, token in zip(_TOKENS, (moment, outside, sentence, dummy_sentence), strict=True):
             output.extras[key] = token
         frames = torch.where(inside[..., None], frames, others)
-        output.extras[_FRAMES] = (frames * moment[:, None]).float().sum(-1)
+        output.extras[_FRAMES] = (frames.float() * moment.float()[:, None]).sum(-1)
+
+    @torch.no_grad()
+    def _correlation(self, frames: Tensor, dummies: Tensor, words: Tensor, real: Tensor) -> Tensor:
+        """What the attention of each frame should be, [B, T, D + L].
+
+        In float32 from the first product on: its rows are long, and what half precision rounds away stands
+        in an exponent.
+        """
+        with torch.autocast(frames.device.type, enabled=False):
+            keys = torch.cat((dummies, words), dim=1).float()
+            correlation = frames.float() @ keys.transpose(1, 2)
+        if not self.official:
+            read = functional.pad(real, (dummies.shape[1], 0), value=True)
+            correlation = correlation.masked_fill(~read[:, None], float("-inf"))
+        return correlation.softmax(-1)
 
     def _sentence(
         self, detector: Detector, tokens: Tokens, memory: Memory

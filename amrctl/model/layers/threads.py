@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -24,9 +24,7 @@ def spread(count: int, work: Callable[[int, int], None]) -> None:
         work(0, count)
         return
     pieces = min(count, _PIECES * threads)
-    edges = [count * i // pieces for i in range(pieces + 1)]
-    for _ in _pool(threads).map(work, edges[:-1], edges[1:]):
-        pass  # an error in a thread is raised here
+    _share(threads, pieces, lambda i: work(count * i // pieces, count * (i + 1) // pieces))
 
 
 def spread_elements(size: int, block: int, work: Callable[[int, int], None]) -> None:
@@ -46,19 +44,35 @@ def spread_products(count: int, work: Callable[[int], None]) -> None:
         for i in range(count):
             work(i)
         return
-    before, left = torch.get_num_threads(), iter(range(count))
+    before = torch.get_num_threads()
 
-    def some(_: int) -> None:
+    def alone(i: int) -> None:
         torch.set_num_threads(1)  # of this thread, and of threads that begin later
         with torch.no_grad():
-            for i in left:  # the next one that no thread has taken
-                work(i)
+            work(i)
 
     try:
-        for _ in _pool(threads).map(some, range(threads)):
-            pass
+        _share(threads, count, alone)
     finally:
         torch.set_num_threads(before)
+
+
+def _share(threads: int, count: int, work: Callable[[int], None]) -> None:
+    """Call `work(i)` for each i below `count`: this thread takes its part, so that one fewer has to wake."""
+    left = iter(range(count))
+
+    def some() -> None:
+        for i in left:  # the next one that no thread has taken
+            work(i)
+
+    helpers = [_pool(threads - 1).submit(some) for _ in range(threads - 1)]
+    try:
+        some()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)  # whatever happens here, none is left at work on the same arrays
+    for helper in begun:
+        helper.result()  # an error in a thread is raised here
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

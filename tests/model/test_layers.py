@@ -20,6 +20,7 @@ from amrctl.model.layers import spans as tensors
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
 from amrctl.model.layers.dropout import Draws, Dropout, DropPath, _masked, drop, dropped
+from amrctl.model.layers.dropped_prelu import prelu_dropped
 from amrctl.model.layers.encoder_layer import EncoderLayer
 from amrctl.model.layers.feedforward import MLP, Feedforward, input_blocks, xavier_
 from amrctl.model.layers.positions import frame_positions, span_positions
@@ -114,26 +115,43 @@ def test_dropout_of_bfloat16_is_that_of_float32_rounded() -> None:
     assert torch.equal(drop(x, 0.3, True), wide.bfloat16())
 
 
-@pytest.mark.parametrize("shape", [(1,), (255,), (3, 256), (2, 5, 77)])
+@pytest.mark.parametrize("shape", [(1,), (255,), (3, 256), (2, 5, 77), (3, 200, 256)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_prelu_is_that_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_dropped_prelu_is_dropout_of_that_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, p: float
+) -> None:
+    """Output and both gradients, with the elements that `drop` takes at the same seed."""
     torch.manual_seed(0)
-    ours, theirs = PReLU(), nn.PReLU(dtype=torch.float64)
-    if dtype == torch.float64:
-        ours = ours.double()
+    ours, theirs = (
+        PReLU().to(dtype if dtype == torch.float64 else torch.float32),
+        nn.PReLU(dtype=torch.float64),
+    )
     x = torch.randn(shape).to(dtype)
     x.view(-1)[0] = 0.0
     weight = torch.randn(shape).to(dtype)
     mine, other = x.clone().requires_grad_(), x.double().requires_grad_()
-    out, wanted = ours(mine), theirs(other)
+    torch.manual_seed(5)
+    out = prelu_dropped(mine, ours, Dropout(p))
+    torch.manual_seed(5)
+    wanted = drop(theirs(other), p, True)
     (out * weight).sum().backward()
     (wanted * weight.double()).sum().backward()
-    rtol, atol = (1e-2, 1e-2) if dtype == torch.bfloat16 else (1e-5, 1e-6)
+    assert out.dtype == dtype
+    rtol, atol = (1e-2, 1e-2) if dtype == torch.bfloat16 else (1e-5, 1e-5)
     for found, true in ((out, wanted), (mine.grad, other.grad), (ours.weight.grad, theirs.weight.grad)):
         assert found is not None
         assert true is not None
         torch.testing.assert_close(found.double(), true, rtol=rtol, atol=atol)
-    assert torch.equal(nn.functional.prelu(x, ours.weight.to(dtype)), out)
+
+
+def test_prelu_without_dropout_is_that_of_torch() -> None:
+    x, prelu = torch.randn(4, 7), PReLU()
+    wanted = nn.functional.prelu(x, prelu.weight)
+    assert torch.equal(prelu_dropped(x, prelu, Dropout(0.9).eval()), wanted)
+    with torch.no_grad():
+        assert torch.equal(prelu_dropped(x, prelu, Dropout(0.0)), wanted)
+    assert prelu_dropped(x[:0], prelu, Dropout(0.5)).shape == (0, 7)
 
 
 def test_prelu_goes_through_autocast() -> None:
@@ -326,7 +344,8 @@ def test_the_encoder_layer_is_torchs_post_norm_layer() -> None:
     """With no position code and ReLU-like slope 0, `nn.TransformerEncoderLayer` is the same layer."""
     torch.manual_seed(0)
     ours = EncoderLayer(16, 2, 24, 0.0).eval()
-    nn.init.zeros_(ours.feedforward.activation.weight)  # PReLU with slope 0 is ReLU
+    assert isinstance(ours.feedforward.activation, PReLU)
+    nn.init.zeros_(ours.feedforward.activation.weight)  # with slope 0 it is ReLU
     theirs = nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True).eval()
     given = {k.replace("feedforward.", ""): v for k, v in ours.state_dict().items()}
     theirs.load_state_dict({k: v for k, v in given.items() if "activation" not in k})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.dropout import Dropout
+from amrctl.model.layers.dropped_prelu import prelu_dropped
 
 
 class Feedforward(nn.Module):
@@ -17,12 +18,17 @@ class Feedforward(nn.Module):
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()
         self.linear1 = nn.Linear(width, inner)
-        self.activation = PReLU()
+        self.activation: nn.Module = PReLU()
         self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        inner = self.linear1(x)
+        if isinstance(self.activation, PReLU):  # another may have been put in its place
+            inner = prelu_dropped(inner, self.activation, self.dropout)
+        else:
+            inner = self.dropout(self.activation(inner))
+        out: Tensor = self.linear2(inner)
         return out
 
 

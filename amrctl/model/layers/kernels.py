@@ -1,4 +1,4 @@
-"""Loops that torch does in several passes, or slowly, on a CPU: dropout, PReLU, powers of a rotation.
+"""Loops that torch does in several passes, or slowly, on a CPU: dropout, powers of a rotation.
 
 Random bits are a hash of a key and a counter (SplitMix64: Steele, Lea and Flood, 2014), so that a
 mask is made again from its key in the backward pass instead of being stored. One 64-bit word serves
@@ -6,8 +6,6 @@ four elements. Half-precision numbers come as their bits (uint16, bfloat16).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -83,58 +81,6 @@ def dropout_bfloat16(
             wide[i] = wide[i] * factor
         for i in range(given.size):
             found[i] = _rounded(bits[i]) * np.uint16(keep[i])
-
-
-@compiled
-def _prelu_block(x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, products: np.ndarray) -> Any:
-    """Gradient of PReLU in one block into `out`; returns that in the slope. `products` [BLOCK] is room."""
-    factor = x.dtype.type(slope)
-    one = x.dtype.type(1)
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        out[i] = grad[i] * (one if x[i] > zero else factor)
-        products[i] = grad[i] * min(x[i], zero)
-    for i in range(x.size, BLOCK):
-        products[i] = zero
-    width = BLOCK // 2
-    while width > 0:  # halves onto each other: SIMD, and the rounding of a pairwise sum
-        for i in range(width):
-            products[i] += products[width + i]
-        width //= 2
-    return products[0]
-
-
-@compiled
-def prelu_backward(
-    x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, slopes: np.ndarray, first: int, last: int
-) -> None:
-    """Gradient of PReLU in `x` into `out`, and of its one slope into `slopes`, one number a block.
-
-    Blocks `first` to `last` of flat arrays.
-    """
-    products = np.empty(BLOCK, x.dtype)
-    for block in range(first, last):
-        given = _part(x, block)
-        slopes[block] = _prelu_block(given, _part(grad, block), slope, _part(out, block), products)
-
-
-@compiled
-def prelu_backward_bfloat16(
-    x: np.ndarray, grad: np.ndarray, slope: float, out: np.ndarray, slopes: np.ndarray, first: int, last: int
-) -> None:
-    """`prelu_backward` of bfloat16 numbers given as bits, computed in float32."""
-    values, grads, outs = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32)
-    wide, of_wide, out_wide = values.view(np.float32), grads.view(np.float32), outs.view(np.float32)
-    products = np.empty(BLOCK, np.float32)
-    for block in range(first, last):
-        given, of, found = _part(x, block), _part(grad, block), _part(out, block)
-        count = given.size
-        for i in range(count):
-            values[i] = np.uint32(given[i]) << np.uint32(16)
-            grads[i] = np.uint32(of[i]) << np.uint32(16)
-        slopes[block] = _prelu_block(wide[:count], of_wide[:count], slope, out_wide[:count], products)
-        for i in range(count):
-            found[i] = _rounded(outs[i])
 
 
 @compiled

@@ -1,0 +1,67 @@
+"""PReLU and dropout in one compiled loop, and their gradient in another; numbers may be bfloat16 as bits.
+
+The dropped elements are those of `kernels.dropout` with the same key. Arrays are flat, and `first` to `last`
+are blocks of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amrctl.arithmetic import _narrow, _wide
+from amrctl.compiled import compiling
+from amrctl.model.layers.kernels import BLOCK, _part, draw
+
+_compiled = compiling(fastmath={"contract", "nsz"})
+
+
+@_compiled
+def prelu_dropout(
+    x: np.ndarray, out: np.ndarray, slope: float, key: int, cut: int, scale: float, first: int, last: int
+) -> None:
+    """Dropout of PReLU of `x` into `out`; an element goes when its 16 bits are below `cut`."""
+    keep = np.empty(BLOCK, np.uint32)
+    room = np.full(1, _wide(x[0]))
+    zero, steep, factor = room.dtype.type(0), room.dtype.type(slope), room.dtype.type(scale)
+    for block in range(first, last):
+        draw(key, block, keep, cut)
+        given, found = _part(x, block), _part(out, block)
+        for i in range(given.size):
+            value = _wide(given[i])
+            value = (value if value > zero else value * steep) * factor
+            found[i] = _narrow(value if keep[i] else zero, found[i])
+
+
+@_compiled
+def prelu_dropout_backward(
+    x: np.ndarray,
+    grad: np.ndarray,
+    out: np.ndarray,
+    slopes: np.ndarray,
+    slope: float,
+    key: int,
+    cut: int,
+    scale: float,
+    first: int,
+    last: int,
+) -> None:
+    """Gradient in `x` into `out`, and in the one slope into `slopes`, a number for each block."""
+    keep = np.empty(BLOCK, np.uint32)
+    products = np.full(BLOCK, _wide(x[0]))
+    zero, steep, factor = products.dtype.type(0), products.dtype.type(slope), products.dtype.type(scale)
+    for block in range(first, last):
+        draw(key, block, keep, cut)
+        given, of, found = _part(x, block), _part(grad, block), _part(out, block)
+        for i in range(given.size):
+            value = _wide(given[i])
+            kept = _wide(of[i]) * factor if keep[i] else zero
+            found[i] = _narrow(kept if value > zero else kept * steep, found[i])
+            products[i] = zero if value > zero else kept * value
+        for i in range(given.size, BLOCK):
+            products[i] = zero
+        width = BLOCK // 2
+        while width > 0:  # halves onto each other: SIMD, and the rounding of a pairwise sum
+            for i in range(width):
+                products[i] += products[width + i]
+            width //= 2
+        slopes[block] = products[0]

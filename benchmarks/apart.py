@@ -1,4 +1,4 @@
-"""Work of the official code in a process of its own, as its users run it.
+"""Work of a reference in a process of its own, as its users run it.
 
 Our command changes how torch's threads wait and how freed memory is kept; a reference in the same process
 would have that too. The process begins without them, builds its work, and does it each time it is asked to,
@@ -14,31 +14,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.measure import Work
-from benchmarks.official import Official
 
 OURS = ("GOMP_SPINCOUNT",)  # what our command, and benchmarks.run, set for torch
 _READY = "ready"
 
 
 @contextmanager
-def apart(make: Callable[..., Work], reference: Official, size: Any) -> Iterator[Work]:
-    """What `make(reference, size)` returns, done elsewhere; `make`: a function at the top of a module,
-    `size`: a dataclass of plain values. Raises `RuntimeError` when the other process fails."""
-    told = {
-        "make": [make.__module__, make.__qualname__],
-        "clone": str(reference.source.parent),
-        "size": [type(size).__module__, type(size).__qualname__, asdict(size)],
-        "threads": torch.get_num_threads(),
-    }
+def apart(make: Callable[..., Work], **told: Any) -> Iterator[Work]:
+    """What `make(**told)` returns, done elsewhere; `make`: a function at the top of a module, `told`: what
+    JSON can say. Raises `RuntimeError` when the other process fails."""
+    module = make.__module__
+    if module == "__main__":  # there it is another
+        module = sys.modules[module].__spec__.name  # type: ignore[union-attr]
+    asking = {"make": [module, make.__qualname__], "told": told, "threads": torch.get_num_threads()}
     given = {key: value for key, value in os.environ.items() if key not in OURS}
-    command = [sys.executable, "-m", "benchmarks.apart", json.dumps(told)]
+    command = [sys.executable, "-m", "benchmarks.apart", json.dumps(asking)]
     with subprocess.Popen(
         command, env=given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -60,13 +55,14 @@ def apart(make: Callable[..., Work], reference: Official, size: Any) -> Iterator
         asked.close()
 
 
-def _serve(told: Mapping[str, Any]) -> None:
+def _serve(asking: Mapping[str, Any]) -> None:
     """Build the work, say so, and do it once for every line that comes in."""
-    torch.set_num_threads(told["threads"])
-    make, size = (getattr(importlib.import_module(m), name) for m, name in (told["make"], told["size"][:2]))
+    torch.set_num_threads(asking["threads"])
+    module, name = asking["make"]
+    make = getattr(importlib.import_module(module), name)
     with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the official code prints goes there
-        work = make(Official(Path(told["clone"])), size(**told["size"][2]))
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the reference prints goes there
+        work = make(**asking["told"])
         print(_READY, file=answers, flush=True)
         for _ in sys.stdin:
             work()

@@ -6,14 +6,19 @@
 
 For each encoder: seconds of audio encoded per second, in batches, beside a loop that encodes one window
 at a time in float32 with the published network as it stands (transformers' own, where it has it) and the
-same front end on the whole of what the network hears; then the same in batches of bfloat16. All run by
-turns, so that a busy machine hits them alike. Encoders without weights get random ones of true size. The
-limit counts the products of the published network.
+same front end on the whole of what the network hears, in a process of its own without our settings; then the
+same in batches of bfloat16. All run by turns, so that a busy machine hits them alike. Encoders without
+weights get random ones of true size. The limit counts the products of the published network.
 Then time and the largest memory of a process that hears one minute, and one hour, of sound with
 `logmel` and a small network.
 """
 
 from __future__ import annotations
+
+import os
+
+# as the command does; read when torch loads
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import argparse
 import subprocess
@@ -31,6 +36,7 @@ from amrctl.data.framing import batch_of
 from amrctl.data.hearing import is_network
 from amrctl.encoders.base import AudioEncoder, Rows
 from amrctl.encoders.frozen import FrozenAudio
+from benchmarks.apart import apart
 from benchmarks.measure import Work, flops, interleaved, matrix_rate
 from benchmarks.table import Row, text_table
 from benchmarks.untrained import UNTRAINED, load
@@ -50,19 +56,17 @@ def rows(quick: bool) -> list[Row]:
 def speed(spec: str, count: int, batch: int | None, rounds: int) -> list[Row]:
     """Rows of one encoder: float32, and bfloat16 where it has a network."""
     exact = load(spec, batch=batch, precision="fp32")
-    published = load(spec, batch=1, precision="fp32")
-    if isinstance(published, FrozenAudio):
-        published.rearrange = False
     encoders = {"fp32": exact}
     if is_network(exact):
         encoders["bf16"] = load(spec, batch=batch, precision="bf16")
-    size = round(exact.window * exact.sample_rate)
-    windows = np.random.default_rng(0).uniform(-0.3, 0.3, (count, size)).astype(np.float32)
-    works: dict[str, Work] = {"one at a time": partial(encode, published, windows, 1)}
-    works |= {name: partial(encode, one, windows, batch_of(one)) for name, one in encoders.items()}
-    seconds = interleaved(works, rounds)
+    windows = made_up(exact, count)
+    works: dict[str, Work] = {
+        name: partial(encode, one, windows, batch_of(one)) for name, one in encoders.items()
+    }
+    with apart(one_at_a_time, spec=spec, count=count) as loop:
+        seconds = interleaved({"one at a time": loop, **works}, rounds)
     sound = count * exact.hop
-    operations = flops(partial(published.encode, windows[:1])) if is_network(exact) else 0.0
+    operations = flops(partial(as_published(spec).encode, windows[:1])) if is_network(exact) else 0.0
     found = []
     for name, one in encoders.items():
         dtype = torch.bfloat16 if name == "bf16" else torch.float32
@@ -78,6 +82,26 @@ def speed(spec: str, count: int, batch: int | None, rounds: int) -> list[Row]:
             )
         )
     return found
+
+
+def as_published(spec: str) -> AudioEncoder:
+    """The encoder with its network as it stands, in float32."""
+    published = load(spec, batch=1, precision="fp32")
+    if isinstance(published, FrozenAudio):
+        published.rearrange = False
+    return published
+
+
+def one_at_a_time(spec: str, count: int) -> Work:
+    """The loop that the others are compared with."""
+    published = as_published(spec)
+    return partial(encode, published, made_up(published, count), 1)
+
+
+def made_up(encoder: AudioEncoder, count: int) -> Rows:
+    """Noise of `count` windows."""
+    size = round(encoder.window * encoder.sample_rate)
+    return np.random.default_rng(0).uniform(-0.3, 0.3, (count, size)).astype(np.float32)
 
 
 def encode(encoder: AudioEncoder, windows: Rows, batch: int) -> None:

@@ -37,9 +37,9 @@ _CPU = torch.device("cpu")
 
 
 def recipe_of(name: str, epochs: int, rate: float) -> Recipe:
-    """The accuracy benchmark's row `qd-detr` on one of its sets, with the released behaviour and a constant rate.
+    """The accuracy benchmark's row `qd-detr` on one of its sets, with the released behaviour.
 
-    The official decoder knows one width, 256.
+    The rate stays constant; the official decoder knows one width, 256.
     """
     plan = read_plan()
     changes = plan.changes(plan.rows[REFERENCE], name, "finetune")

@@ -25,7 +25,7 @@ LIMIT = 15.0  # percent
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "optimiser": ("adamw", "optimizer", "foreach", "linalg_vector_norm"),
     "layer norm": ("layer_norm", "layernorm"),
-    "dropout": ("drop", "random_", "bernoulli"),
+    "dropout": ("drop", "_added", "random_", "bernoulli"),
     "attention": ("softmax", "scaled_dot_product", "flash_attention", "logsumexp", "_attention", "_weights"),
     "matrix products": (
         *("aten::mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mkldnn", "aten::convolution", "einsum"),

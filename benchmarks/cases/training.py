@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,8 +140,15 @@ def beside(
     """Median seconds of `works` and, as `official` in a process of its own, of what `make` makes."""
     if reference is None:
         return interleaved(works, repeat, warm=warm)
-    with apart(make, reference, size) as theirs:
+    told = {"clone": str(reference.source.parent), "size": asdict(size)}
+    with apart(official_work, module=make.__module__, name=make.__qualname__, **told) as theirs:
         return interleaved({"official": theirs, **works}, repeat, warm=warm)
+
+
+def official_work(module: str, name: str, clone: str, size: Mapping[str, Any]) -> Work:
+    """What a function of a case makes of the official code and a size, both told in plain values."""
+    make: Callable[[Official, Size], Work] = getattr(importlib.import_module(module), name)
+    return make(Official(Path(clone)), Size(**size))
 
 
 def formats() -> tuple[Resolved, ...]:

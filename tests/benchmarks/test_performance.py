@@ -190,6 +190,7 @@ def test_command_line(
         ("aten::view", "dispatch"),
         ("autograd::engine::evaluate_function: MulBackward0", "dispatch"),
         ("aten::_prelu_kernel", "activation"),
+        ("_AddedBackward", "dropout"),
         ("SomethingOfOurs", "python"),
     ],
 )

@@ -20,7 +20,7 @@ from amrctl.model.layers import spans as tensors
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.attention import MultiheadAttention, attend, join_heads, key_mask, split_heads
 from amrctl.model.layers.dropout import Draws, Dropout, DropPath, _masked, drop, dropped
-from amrctl.model.layers.dropped_prelu import prelu_dropped
+from amrctl.model.layers.dropped_branch import add_dropped, prelu_dropped
 from amrctl.model.layers.encoder_layer import EncoderLayer
 from amrctl.model.layers.feedforward import MLP, Feedforward, input_blocks, xavier_
 from amrctl.model.layers.positions import frame_positions, span_positions
@@ -152,6 +152,50 @@ def test_prelu_without_dropout_is_that_of_torch() -> None:
     with torch.no_grad():
         assert torch.equal(prelu_dropped(x, prelu, Dropout(0.0)), wanted)
     assert prelu_dropped(x[:0], prelu, Dropout(0.5)).shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16,) * 2,
+        (torch.float64,) * 2,
+    ],
+)
+@pytest.mark.parametrize("shape", [(1,), (2, 5, 77), (3, 200, 256)])
+def test_an_added_branch_is_dropout_then_a_sum(
+    shape: tuple[int, ...], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Output and both gradients, with the elements that `drop` takes at the same seed, rounded once."""
+    torch.manual_seed(0)
+    x, branch, weight = (torch.randn(shape).to(dtype) for dtype in (*dtypes, torch.promote_types(*dtypes)))
+    mine = [each.clone().requires_grad_() for each in (x, branch)]
+    other = [each.double().requires_grad_() for each in (x, branch)]
+    torch.manual_seed(5)
+    out = add_dropped(mine[0], mine[1], Dropout(0.3))
+    torch.manual_seed(5)
+    wanted = other[0] + drop(other[1], 0.3, True)
+    (out * weight).sum().backward()
+    (wanted * weight.double()).sum().backward()
+    assert out.dtype == weight.dtype
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3}
+    for found, true in ((out, wanted), *((a.grad, b.grad) for a, b in zip(mine, other, strict=True))):
+        assert found is not None
+        assert true is not None
+        close = tolerance[found.dtype]
+        torch.testing.assert_close(found.double(), true, rtol=close, atol=close)
+
+
+def test_a_branch_is_added_plainly_where_nothing_drops() -> None:
+    x, branch = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    assert torch.equal(add_dropped(x, branch, Dropout(0.5).eval()), x + branch)
+    assert torch.equal(add_dropped(x, branch, Dropout(0.0)), x + branch)
+    torch.manual_seed(0)
+    added = add_dropped(x, branch, DropPath(0.5))
+    torch.manual_seed(0)
+    assert torch.equal(added, x + DropPath(0.5)(branch))
+    assert add_dropped(x[:, :1], branch, Dropout(0.5)).shape == branch.shape  # one row for all
 
 
 def test_prelu_goes_through_autocast() -> None:

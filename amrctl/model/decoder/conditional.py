@@ -22,6 +22,7 @@ from amrctl.data.batch import Batch
 from amrctl.model.decoder.grid import grid_spans, require_grid
 from amrctl.model.layers.attention import attend, join_heads, padding_mask, require_heads, split_heads
 from amrctl.model.layers.dropout import branch_dropout
+from amrctl.model.layers.dropped_branch import add_dropped
 from amrctl.model.layers.feedforward import MLP, Feedforward, xavier_
 from amrctl.model.layers.options import LayerConfig
 from amrctl.model.layers.positions import span_positions
@@ -143,7 +144,7 @@ class ConditionalLayer(nn.Module):
         attended = self.self_attn(
             split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), self_mask
         )
-        x = self.norm1(x + self.dropout(attended))
+        x = self.norm1(add_dropped(x, attended, self.dropout))
 
         q = self.ca_qcontent_proj(x)
         k = self.ca_kcontent_proj(memory.audio)
@@ -158,8 +159,8 @@ class ConditionalLayer(nn.Module):
             split_heads(v, heads),
             cross_mask,
         )
-        x = self.norm2(x + self.dropout(attended))
-        out: Tensor = self.norm3(x + self.dropout(self.feedforward(x)))
+        x = self.norm2(add_dropped(x, attended, self.dropout))
+        out: Tensor = self.norm3(add_dropped(x, self.feedforward(x), self.dropout))
         return out
 
 

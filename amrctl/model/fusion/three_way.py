@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amrctl.model.layers.attention import MultiheadAttention, key_mask
 from amrctl.model.layers.dropout import Dropout
+from amrctl.model.layers.dropped_branch import add_dropped
 from amrctl.model.layers.feedforward import Feedforward, xavier_
 from amrctl.model.types import Dims, Tokens
 from amrctl.registry import ComponentConfig, component
@@ -43,8 +44,8 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """`x`, `query` [B, Tq, H]; `key`, `value` [B, Tk, H]; `mask` as in `attend`; [B, Tq, H]."""
-        x = self.norm1(x + self.dropout(self.attention(query, key, value, mask)))
-        out: Tensor = self.norm2(x + self.dropout(self.feedforward(x)))
+        x = self.norm1(add_dropped(x, self.attention(query, key, value, mask), self.dropout))
+        out: Tensor = self.norm2(add_dropped(x, self.feedforward(x), self.dropout))
         return out
 
 

@@ -1,6 +1,6 @@
 """Activations with a learned parameter.
 
-PReLU (He et al. 2015) is the library's; `dropped_prelu` has it with the dropout that follows it in training.
+PReLU (He et al. 2015) is the library's; `dropped_branch` has it with the dropout behind it.
 Swish (Ramachandran et al. 2017) as in the Yokohama report (DCASE 2026 Task 6), section 2.7, eq. 1. Ours:
 one beta for each place, and it starts at 1.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from amrctl.model.layers.dropout import branch_dropout
+from amrctl.model.layers.dropped_branch import add_dropped
 from amrctl.model.layers.feedforward import Feedforward
 
 
@@ -23,6 +24,6 @@ class CrossLayer(nn.Module):
 
     def update(self, audio: Tensor, seen: Tensor) -> Tensor:
         """`audio` [B, T, H] and what attention gave for it, alike; [B, T, H]."""
-        x = audio + self.dropout(seen)
-        out: Tensor = self.norm2(x + self.dropout(self.feedforward(self.norm1(x))))
+        x = add_dropped(audio, seen, self.dropout)
+        out: Tensor = self.norm2(add_dropped(x, self.feedforward(self.norm1(x)), self.dropout))
         return out

@@ -59,10 +59,10 @@ def _masked(x: Tensor, draws: Draws) -> Tensor:
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    how = (draws.key, draws.cut, draws.scale)
-    run: Any = kernels.dropout_bfloat16 if x.dtype == torch.bfloat16 else kernels.dropout
-    given, found = flat(x), flat(out)
-    spread_elements(x.numel(), kernels.BLOCK, lambda first, last: run(given, found, *how, first, last))
+    run: Any = kernels.dropout
+    how = (flat(x), flat(out), draws.key, draws.cut, draws.scale)
+    if x.numel():
+        spread_elements(x.numel(), kernels.BLOCK, lambda first, last: run(*how, first, last))
     return out
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from amrctl.model.layers.attention import MultiheadAttention, key_mask
 from amrctl.model.layers.dropout import branch_dropout
+from amrctl.model.layers.dropped_branch import add_dropped
 from amrctl.model.layers.feedforward import Feedforward
 from amrctl.model.layers.options import LayerConfig
 
@@ -27,8 +28,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """`x`, `position` [B, T, H]; `mask` broadcastable to [B, heads, T, T]; returns [B, T, H]."""
         placed = x + position
-        x = self.norm1(x + self.dropout(self.self_attn(placed, placed, x, mask)))
-        out: Tensor = self.norm2(x + self.dropout(self.feedforward(x)))
+        x = self.norm1(add_dropped(x, self.self_attn(placed, placed, x, mask), self.dropout))
+        out: Tensor = self.norm2(add_dropped(x, self.feedforward(x), self.dropout))
         return out
 
 

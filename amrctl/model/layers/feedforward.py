@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amrctl.model.layers.activation import PReLU
 from amrctl.model.layers.dropout import Dropout
-from amrctl.model.layers.dropped_prelu import prelu_dropped
+from amrctl.model.layers.dropped_branch import prelu_dropped
 
 
 class Feedforward(nn.Module):

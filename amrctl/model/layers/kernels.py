@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from amrctl.arithmetic import _narrow, _wide
 from amrctl.compiled import compiled
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -43,44 +44,18 @@ def _part(x: np.ndarray, block: int) -> np.ndarray:
 
 @compiled
 def dropout(x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, first: int, last: int) -> None:
-    """`out = x * scale` where an element stays, else 0; blocks `first` to `last` of flat arrays of one type.
+    """`out = x * scale` where an element stays, else 0; blocks `first` to `last` of flat arrays.
 
-    An element goes when its 16 bits are below `cut`.
+    An element goes when its 16 bits are below `cut`. `out` may be of another type than `x`.
     """
     keep = np.empty(BLOCK, np.uint32)
-    factor = x.dtype.type(scale)
-    zero = x.dtype.type(0)
+    room = np.full(1, _wide(x[0]))
+    zero, factor = room.dtype.type(0), room.dtype.type(scale)
     for block in range(first, last):
         draw(key, block, keep, cut)
         given, found = _part(x, block), _part(out, block)
         for i in range(given.size):
-            found[i] = given[i] * factor if keep[i] else zero
-
-
-@compiled
-def _rounded(bits: np.uint32) -> np.uint16:
-    """The bfloat16 nearest to a float32, ties to even, both as bits."""
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@compiled
-def dropout_bfloat16(
-    x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, first: int, last: int
-) -> None:
-    """`dropout` of bfloat16 numbers given as bits."""
-    keep = np.empty(BLOCK, np.uint32)
-    bits = np.empty(BLOCK, np.uint32)
-    wide = bits.view(np.float32)
-    factor = np.float32(scale)
-    for block in range(first, last):
-        draw(key, block, keep, cut)
-        given, found = _part(x, block), _part(out, block)
-        for i in range(given.size):
-            bits[i] = np.uint32(given[i]) << np.uint32(16)
-        for i in range(given.size):
-            wide[i] = wide[i] * factor
-        for i in range(given.size):
-            found[i] = _rounded(bits[i]) * np.uint16(keep[i])
+            found[i] = _narrow(_wide(given[i]) * factor if keep[i] else zero, found[i])
 
 
 @compiled

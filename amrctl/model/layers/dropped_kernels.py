@@ -1,7 +1,8 @@
-"""PReLU and dropout in one compiled loop, and their gradient in another; numbers may be bfloat16 as bits.
+"""Dropout in one compiled loop with what stands before or behind it, and their gradients; numbers may be
+bfloat16 as bits.
 
-The dropped elements are those of `kernels.dropout` with the same key. Arrays are flat, and `first` to `last`
-are blocks of them.
+The dropped elements are those of `kernels.dropout` with the same key: one goes when its 16 bits are below
+`cut`. Arrays are flat, and `first` to `last` are blocks of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _compiled = compiling(fastmath={"contract", "nsz"})
 def prelu_dropout(
     x: np.ndarray, out: np.ndarray, slope: float, key: int, cut: int, scale: float, first: int, last: int
 ) -> None:
-    """Dropout of PReLU of `x` into `out`; an element goes when its 16 bits are below `cut`."""
+    """Dropout of PReLU of `x` into `out`."""
     keep = np.empty(BLOCK, np.uint32)
     room = np.full(1, _wide(x[0]))
     zero, steep, factor = room.dtype.type(0), room.dtype.type(slope), room.dtype.type(scale)
@@ -65,3 +66,26 @@ def prelu_dropout_backward(
                 products[i] += products[width + i]
             width //= 2
         slopes[block] = products[0]
+
+
+@_compiled
+def add_dropout(
+    x: np.ndarray,
+    branch: np.ndarray,
+    out: np.ndarray,
+    key: int,
+    cut: int,
+    scale: float,
+    first: int,
+    last: int,
+) -> None:
+    """`x` and dropout of `branch` into `out`."""
+    keep = np.empty(BLOCK, np.uint32)
+    room = np.full(1, _wide(out[0]))
+    zero, factor = room.dtype.type(0), room.dtype.type(scale)
+    for block in range(first, last):
+        draw(key, block, keep, cut)
+        given, more, found = _part(x, block), _part(branch, block), _part(out, block)
+        for i in range(given.size):
+            value = _wide(more[i]) * factor if keep[i] else zero
+            found[i] = _narrow(_wide(given[i]) + value, found[i])

@@ -123,10 +123,9 @@ def test_dropped_prelu_is_dropout_of_that_of_torch(
 ) -> None:
     """Output and both gradients, with the elements that `drop` takes at the same seed."""
     torch.manual_seed(0)
-    ours, theirs = (
-        PReLU().to(dtype if dtype == torch.float64 else torch.float32),
-        nn.PReLU(dtype=torch.float64),
-    )
+    ours, theirs = PReLU(), nn.PReLU(dtype=torch.float64)
+    if dtype == torch.float64:
+        ours = ours.double()
     x = torch.randn(shape).to(dtype)
     x.view(-1)[0] = 0.0
     weight = torch.randn(shape).to(dtype)

@@ -59,11 +59,20 @@ def _masked(x: Tensor, draws: Draws) -> Tensor:
 
     x = x.detach().contiguous()
     out = torch.empty_like(x)
-    run: Any = kernels.dropout
-    how = (flat(x), flat(out), draws.key, draws.cut, draws.scale)
     if x.numel():
-        spread_elements(x.numel(), kernels.BLOCK, lambda first, last: run(*how, first, last))
+        by_blocks(kernels.dropout, [flat(x), flat(out)], draws)
     return out
+
+
+def by_blocks(run: Any, given: list[Any], draws: Draws) -> None:
+    """Call a loop that drops, `run(*given, key, cut, scale, first, last)`, on all blocks, over threads.
+
+    The first of `given` is a flat array as long as any; it is not empty.
+    """
+    from amrctl.model.layers.kernels import BLOCK
+
+    how = (*given, draws.key, draws.cut, draws.scale)
+    spread_elements(given[0].size, BLOCK, lambda first, last: run(*how, first, last))
 
 
 def flat(x: Tensor) -> npt.NDArray[Any]:

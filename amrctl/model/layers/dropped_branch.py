@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from amrctl.model.layers.activation import PReLU
-from amrctl.model.layers.dropout import Draws, Dropout, flat
+from amrctl.model.layers.dropout import Draws, Dropout, by_blocks, flat
 from amrctl.model.layers.stacking import stacked
-from amrctl.model.layers.threads import spread_elements
 
 
 def prelu_dropped(x: Tensor, prelu: PReLU, dropout: Dropout) -> Tensor:
-    """`dropout(prelu(x))`, any shape."""
+    """`dropout(prelu(x))`, any shape; float32, float64 or bfloat16 on a CPU."""
     if _has_loops(x):
         p = dropout.p if dropout.training else 0.0
         out: Tensor = _DroppedPReLU.apply(x, prelu.weight, p)  # type: ignore[no-untyped-call]
@@ -30,7 +29,7 @@ def prelu_dropped(x: Tensor, prelu: PReLU, dropout: Dropout) -> Tensor:
 
 
 def add_dropped(x: Tensor, branch: Tensor, dropout: nn.Module) -> Tensor:
-    """`x + dropout(branch)`, of one shape; `dropout` is what `branch_dropout` gives."""
+    """`x + dropout(branch)`, any shape, of the wider type; `dropout` is what `branch_dropout` gives."""
     is_loop = isinstance(dropout, Dropout) and dropout.training and dropout.p > 0
     if is_loop and x.shape == branch.shape and _has_loops(x) and not stacked(branch):
         out: Tensor = _Added.apply(x, branch, dropout.p)  # type: ignore[no-untyped-call]
@@ -53,7 +52,7 @@ class _DroppedPReLU(torch.autograd.Function):
         x, out = x.detach().contiguous(), torch.empty(x.shape, dtype=x.dtype)
         ctx.draws = Draws.new(p) if p else Draws(0, 0)
         ctx.save_for_backward(x, slope)
-        _by_blocks(dropped_kernels.prelu_dropout, [flat(x), flat(out), slope.item()], ctx.draws)
+        by_blocks(dropped_kernels.prelu_dropout, [flat(x), flat(out), slope.item()], ctx.draws)
         return out
 
     @staticmethod
@@ -66,7 +65,7 @@ class _DroppedPReLU(torch.autograd.Function):
         # a sum for each block, added up here: the order does not depend on threads
         sums = np.empty(-(-x.numel() // BLOCK))
         given = [flat(x), flat(grads[0].contiguous()), flat(out), sums, slope.item()]
-        _by_blocks(dropped_kernels.prelu_dropout_backward, given, ctx.draws)
+        by_blocks(dropped_kernels.prelu_dropout_backward, given, ctx.draws)
         return out, slope.new_full((1,), float(sums.sum())), None
 
 
@@ -78,7 +77,7 @@ class _Added(torch.autograd.Function):
         ctx.draws, ctx.dtype = Draws.new(p), branch.dtype
         out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
         given = [flat(x.detach().contiguous()), flat(branch.detach().contiguous()), flat(out)]
-        _by_blocks(dropped_kernels.add_dropout, given, ctx.draws)
+        by_blocks(dropped_kernels.add_dropout, given, ctx.draws)
         return out
 
     @staticmethod
@@ -87,13 +86,5 @@ class _Added(torch.autograd.Function):
 
         grad = grads[0].contiguous()
         out = torch.empty(grad.shape, dtype=ctx.dtype)
-        _by_blocks(kernels.dropout, [flat(grad), flat(out)], ctx.draws)
+        by_blocks(kernels.dropout, [flat(grad), flat(out)], ctx.draws)
         return grad, out, None
-
-
-def _by_blocks(run: Any, given: list[Any], draws: Draws) -> None:
-    """Call a kernel on blocks of `given`, whose first array is as long as any, spread over threads."""
-    from amrctl.model.layers.kernels import BLOCK
-
-    how = (*given, draws.key, draws.cut, draws.scale)
-    spread_elements(given[0].size, BLOCK, lambda first, last: run(*how, first, last))

@@ -22,8 +22,8 @@ def prelu_dropout(
 ) -> None:
     """Dropout of PReLU of `x` into `out`."""
     keep = np.empty(BLOCK, np.uint32)
-    room = np.full(1, _wide(x[0]))
-    zero, steep, factor = room.dtype.type(0), room.dtype.type(slope), room.dtype.type(scale)
+    wide = np.full(1, _wide(x[0]))  # of the type that is computed in
+    zero, steep, factor = wide.dtype.type(0), wide.dtype.type(slope), wide.dtype.type(scale)
     for block in range(first, last):
         draw(key, block, keep, cut)
         given, found = _part(x, block), _part(out, block)
@@ -81,8 +81,8 @@ def add_dropout(
 ) -> None:
     """`x` and dropout of `branch` into `out`."""
     keep = np.empty(BLOCK, np.uint32)
-    room = np.full(1, _wide(out[0]))
-    zero, factor = room.dtype.type(0), room.dtype.type(scale)
+    wide = np.full(1, _wide(out[0]))  # of the type that is computed in
+    zero, factor = wide.dtype.type(0), wide.dtype.type(scale)
     for block in range(first, last):
         draw(key, block, keep, cut)
         given, more, found = _part(x, block), _part(branch, block), _part(out, block)

@@ -49,8 +49,8 @@ def dropout(x: np.ndarray, out: np.ndarray, key: int, cut: int, scale: float, fi
     An element goes when its 16 bits are below `cut`. `out` may be of another type than `x`.
     """
     keep = np.empty(BLOCK, np.uint32)
-    room = np.full(1, _wide(x[0]))
-    zero, factor = room.dtype.type(0), room.dtype.type(scale)
+    wide = np.full(1, _wide(x[0]))  # of the type that is computed in
+    zero, factor = wide.dtype.type(0), wide.dtype.type(scale)
     for block in range(first, last):
         draw(key, block, keep, cut)
         given, found = _part(x, block), _part(out, block)
